@@ -1,0 +1,84 @@
+"""Pretrain any timm backbone on unlabeled images with small projectors and many views.
+
+Importing registers the configuration and models with transformers' Auto classes and does nothing else. What needs
+`datasets` or the Trainer is imported when first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ssl_views.configuration_ssl_views import SSLViewsConfig
+from ssl_views.losses import (
+    BarlowTwinsLoss,
+    KernelLoss,
+    LossTerms,
+    VICRegLoss,
+    barlow_twins_loss,
+    kernel_loss,
+    vicreg_loss,
+)
+from ssl_views.modeling_ssl_views import SSLViewsForPreTraining, SSLViewsModel, SSLViewsOutput
+from ssl_views.projector import Projector
+from ssl_views.spectrum import effective_rank
+from ssl_views.views import ViewRecipe
+
+if TYPE_CHECKING:
+    from ssl_views.callbacks import EpochCallback
+    from ssl_views.data.loading import MultiViewCollator, MultiViewDataset, MultiViewIterableDataset
+    from ssl_views.data.sources import load_images
+    from ssl_views.evaluation.features import extract_features
+    from ssl_views.evaluation.knn import knn_accuracy
+    from ssl_views.evaluation.linear_probe import linear_probe_accuracy
+    from ssl_views.export import export_encoder
+    from ssl_views.trainer import SSLViewsTrainer
+    from ssl_views.training_args import SSLViewsTrainingArguments
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "EpochCallback": "callbacks",
+    "MultiViewCollator": "data.loading",
+    "MultiViewDataset": "data.loading",
+    "MultiViewIterableDataset": "data.loading",
+    "SSLViewsTrainer": "trainer",
+    "SSLViewsTrainingArguments": "training_args",
+    "export_encoder": "export",
+    "extract_features": "evaluation.features",
+    "knn_accuracy": "evaluation.knn",
+    "linear_probe_accuracy": "evaluation.linear_probe",
+    "load_images": "data.sources",
+}
+
+__all__ = [
+    "BarlowTwinsLoss",
+    "EpochCallback",
+    "KernelLoss",
+    "LossTerms",
+    "MultiViewCollator",
+    "MultiViewDataset",
+    "MultiViewIterableDataset",
+    "Projector",
+    "SSLViewsConfig",
+    "SSLViewsForPreTraining",
+    "SSLViewsModel",
+    "SSLViewsOutput",
+    "SSLViewsTrainer",
+    "SSLViewsTrainingArguments",
+    "VICRegLoss",
+    "ViewRecipe",
+    "barlow_twins_loss",
+    "effective_rank",
+    "export_encoder",
+    "extract_features",
+    "kernel_loss",
+    "knn_accuracy",
+    "linear_probe_accuracy",
+    "load_images",
+    "vicreg_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"ssl_views.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'ssl_views' has no attribute {name!r}")

@@ -1,0 +1,78 @@
+"""Trainer callbacks."""
+
+import time
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ssl_views.data.loading import MultiViewDataset
+
+
+class EpochCallback(TrainerCallback):  # type: ignore[misc]
+    """Tells a MultiViewDataset the epoch. The stock Trainer needs it; SSLViewsTrainer adds it itself.
+
+    Args:
+        dataset: the training data.
+    """
+
+    def __init__(self, dataset: MultiViewDataset) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the epoch; a run resumed in mid-epoch begins with a fraction."""
+        self.dataset.epoch = int((state.epoch or 0.0) + 1e-6)
+
+
+class ProgressBar(TrainerCallback):  # type: ignore[misc]
+    """One bar with the loss and images per second; evaluation results on lines of their own."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._mark = (0, 0.0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar."""
+        if state.is_world_process_zero:
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+            self._mark = (state.global_step, time.perf_counter())
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the loss and the speed since the last log."""
+        if self._bar is None or logs is None:
+            return
+        if "loss" in logs:
+            step, since = self._mark
+            now = time.perf_counter()
+            images = (state.global_step - step) * args.train_batch_size * args.world_size
+            self._mark = (state.global_step, now)
+            self._bar.set_postfix_str(f"loss {logs['loss']:.4g}, {images / (now - since):,.0f} images/s")
+        elif evaluated := {k: v for k, v in logs.items() if k.startswith("eval_") and "_per_second" not in k}:
+            line = ", ".join(f"{name[5:]} {value:.4g}" for name, value in evaluated.items())
+            self._bar.write(f"step {state.global_step}: {line}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,1 @@
+"""Images: sources, decoding, and batches of views."""

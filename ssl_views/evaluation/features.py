@@ -1,0 +1,76 @@
+"""Frozen features: one clean view per image."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_views.data.loading import decode_images
+from ssl_views.modeling_ssl_views import SSLViewsModel
+from ssl_views.views import ViewRecipe
+
+RAW_PIXEL_SIZE = 32
+
+
+@torch.no_grad()
+def extract_features(
+    model: SSLViewsModel,
+    rows: Sequence[Any] | Any,
+    recipe: ViewRecipe,
+    *,
+    batch_size: int = 256,
+    on_batch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Return the pooled backbone output of one clean view (the largest centred square) per image.
+
+    The model runs in evaluation mode and float32, and is left in the mode it had.
+
+    Args:
+        model: gives representations.
+        rows: N mappings with an encoded "image", as from `load_images`.
+        recipe: of the model: image size, channels and normalization.
+        batch_size: images at once.
+        on_batch: called with the number of images done since the last call.
+
+    Returns:
+        (N, D_h) float32, on the CPU.
+    """
+    was_training = model.training
+    model.eval()
+    features = []
+    for images in _batches(rows, recipe, batch_size):
+        pixels = recipe.clean_view(images).to(model.device, model.dtype)
+        features.append(model(pixels).pooler_output.float().cpu())
+        if on_batch is not None:
+            on_batch(len(images))
+    model.train(was_training)
+    return torch.cat(features)
+
+
+def raw_pixels(rows: Sequence[Any] | Any, recipe: ViewRecipe, batch_size: int = 256) -> Tensor:
+    """Return the normalized pixels of one clean view per image, at most 32 px a side: (N, C * s * s) float32.
+
+    The baseline that a backbone has to beat.
+    """
+    size = min(recipe.image_size, RAW_PIXEL_SIZE)
+    features = []
+    for images in _batches(rows, recipe, batch_size):
+        pixels = recipe.clean_view(images)
+        if size < recipe.image_size:
+            pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+        features.append(pixels.flatten(1))
+    return torch.cat(features)
+
+
+def labels_of(rows: Any) -> Tensor | None:
+    """Return the labels (N,) int64 of rows, or None where they have none."""
+    return torch.as_tensor(rows["label"][:]) if "label" in rows.column_names else None
+
+
+def _batches(rows: Sequence[Any] | Any, recipe: ViewRecipe, batch_size: int) -> Iterator[list[Tensor]]:
+    for start in range(0, len(rows), batch_size):
+        indices = range(start, min(start + batch_size, len(rows)))
+        values = [rows[i]["image"] for i in indices]
+        yield decode_images(values, indices, recipe.num_channels)

@@ -1,0 +1,189 @@
+"""The model: a timm backbone, a projector and a multi-view loss, as transformers models."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+
+from ssl_views.configuration_ssl_views import SSLViewsConfig
+from ssl_views.losses import build_loss
+from ssl_views.projector import Projector
+
+
+@dataclass
+class SSLViewsOutput(ModelOutput):  # type: ignore[misc]
+    """Output of `SSLViewsForPreTraining`.
+
+    Attributes:
+        loss: 0-d, the weighted sum of the terms.
+        terms: the unweighted terms by name, detached.
+        embeddings: (V, B, D), projector output.
+        representations: (V, B, D_h), backbone output.
+    """
+
+    loss: Tensor | None = None
+    terms: dict[str, Tensor] | None = None
+    embeddings: Tensor | None = None
+    representations: Tensor | None = None
+
+
+@contextmanager
+def _real_tensors() -> Iterator[bool]:
+    """Build on the CPU while `from_pretrained` builds on the meta device; yields whether it does."""
+    loading = torch.empty(0).device.type == "meta"
+    if loading:
+        with torch.device("cpu"):
+            yield True
+    else:
+        yield False
+
+
+class SSLViewsPreTrainedModel(PreTrainedModel):
+    """Base class: keeps timm's initialisation and its non-persistent buffers through from_pretrained."""
+
+    config_class = SSLViewsConfig
+    base_model_prefix = "ssl_views"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a batch mean: Trainer must not scale it by accumulation
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise what a checkpoint lacks; what timm initialised is marked and left alone."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and not getattr(module.weight, "_is_hf_initialized", False):
+            module.reset_parameters()
+        for name, value in module.__dict__.pop("_kept_buffers", {}).items():
+            current = module._buffers[name]
+            on_meta = current is None or current.is_meta
+            module._buffers[name] = value if on_meta else value.to(current.device)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        self.base_model.backbone.set_grad_checkpointing(enable)
+
+
+class SSLViewsModel(SSLViewsPreTrainedModel):
+    """A timm backbone that gives representations.
+
+    Built from a configuration, the backbone has exactly the weights that `timm.create_model` gives under the same
+    seed; with `pretrained_backbone=True`, timm's pretrained ones (downloaded).
+
+    Args:
+        config: the configuration.
+        pretrained_backbone: start from timm's pretrained weights. Not part of the configuration: a saved model
+            always loads its own weights.
+
+    Example:
+        >>> model = SSLViewsModel(SSLViewsConfig(backbone="test_resnet", image_size=32))
+        >>> model(torch.zeros(2, 3, 32, 32)).pooler_output.shape
+        torch.Size([2, 96])
+    """
+
+    def __init__(self, config: SSLViewsConfig, pretrained_backbone: bool = False) -> None:
+        super().__init__(config)
+        with _real_tensors() as loading:
+            self.backbone = timm.create_model(
+                config.backbone, pretrained=pretrained_backbone, num_classes=0, **config.backbone_args
+            )
+        for module in self.backbone.modules():
+            if loading:  # transformers replaces non-persistent buffers by empty ones; `_init_weights` restores
+                names = module._non_persistent_buffers_set
+                kept = {name: module._buffers[name] for name in names}
+                if kept := {name: value.clone() for name, value in kept.items() if value is not None}:
+                    module.__dict__["_kept_buffers"] = kept
+            else:
+                for tensor in (*module._parameters.values(), *module._buffers.values()):
+                    if tensor is not None:
+                        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+        self.post_init()
+
+    @property
+    def representation_dim(self) -> int:
+        """D_h, width of the representation. (`num_features` is another width in several timm families.)"""
+        return int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
+
+    def forward(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """Compute representations.
+
+        Args:
+            pixel_values: (N, C, S, S), normalized.
+
+        Returns:
+            pooler_output (N, D_h), pooled as the architecture does; last_hidden_state, its last feature map or tokens.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values must have shape (N, {self.config.num_channels}, S, S); got "
+                f"{tuple(pixel_values.shape)}. Views go to SSLViewsForPreTraining."
+            )
+        if self.config.upscale > 1:
+            pixel_values = F.interpolate(pixel_values, scale_factor=self.config.upscale, mode="bilinear")
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        features = self.backbone.forward_features(pixel_values)
+        pooled = self.backbone.forward_head(features)
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pooled)
+
+
+class SSLViewsForPreTraining(SSLViewsPreTrainedModel):
+    """Backbone, projector and multi-view loss; trains in the stock `transformers.Trainer`.
+
+    Args:
+        config: the configuration.
+        pretrained_backbone: start from timm's pretrained weights.
+
+    Example:
+        >>> model = SSLViewsForPreTraining(SSLViewsConfig(backbone="test_resnet", image_size=32, projector_dim=16))
+        >>> model(torch.randn(8, 4, 3, 32, 32)).embeddings.shape
+        torch.Size([4, 8, 16])
+    """
+
+    def __init__(self, config: SSLViewsConfig, pretrained_backbone: bool = False) -> None:
+        super().__init__(config)
+        self.ssl_views = SSLViewsModel(config, pretrained_backbone)
+        self.projector = Projector(
+            self.ssl_views.representation_dim, config.projector_dim, config.projector_hidden_dims
+        )
+        self.loss = build_loss(
+            config.loss, config.projector_dim, config.orthogonality_weight, **config.loss_args
+        )
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, return_loss: bool = True) -> SSLViewsOutput:
+        """Compute embeddings of all views, and the loss over them.
+
+        All views go through the backbone as one batch, so its BatchNorm statistics are those of all views.
+
+        Args:
+            pixel_values: (B, V, C, S, S), normalized.
+            return_loss: compute the loss; without it, loss and terms are None.
+        """
+        if pixel_values.ndim != 5:
+            raise ValueError(
+                f"pixel_values must have shape (B, V, C, S, S); got {tuple(pixel_values.shape)}. "
+                "MultiViewCollator makes such batches."
+            )
+        num_images, num_views = pixel_values.shape[:2]
+        rows = pixel_values.transpose(0, 1).flatten(0, 1)
+        representations = self.ssl_views(rows).pooler_output
+        embeddings = self.projector(representations).unflatten(0, (num_views, num_images))
+        total, terms = self.loss(embeddings) if return_loss else (None, None)
+        return SSLViewsOutput(
+            loss=total,
+            terms=None if terms is None else {name: term.detach() for name, term in terms.items()},
+            embeddings=embeddings,
+            representations=representations.unflatten(0, (num_views, num_images)),
+        )
+
+
+AutoConfig.register("ssl_views", SSLViewsConfig, exist_ok=True)
+AutoModel.register(SSLViewsConfig, SSLViewsModel, exist_ok=True)
+AutoModelForPreTraining.register(SSLViewsConfig, SSLViewsForPreTraining, exist_ok=True)
