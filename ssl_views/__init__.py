@@ -1,22 +1,15 @@
 """Pretrain any timm backbone on unlabeled images with small projectors and many views.
 
-Importing registers the configuration and models with transformers' Auto classes and does nothing else. What needs
-`datasets` or the Trainer is imported when first used.
+Importing registers the configuration and models with transformers' Auto classes and does nothing
+else. What needs `datasets` or the Trainer is imported when first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from ssl_views.configuration_ssl_views import SSLViewsConfig
-from ssl_views.losses import (
-    BarlowTwinsLoss,
-    KernelLoss,
-    LossTerms,
-    VICRegLoss,
-    barlow_twins_loss,
-    kernel_loss,
-    vicreg_loss,
-)
+from ssl_views.loss_modules import BarlowTwinsLoss, KernelLoss, VICRegLoss
+from ssl_views.losses import LossTerms, barlow_twins_loss, kernel_loss, vicreg_loss
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining, SSLViewsModel, SSLViewsOutput
 from ssl_views.projector import Projector
 from ssl_views.spectrum import effective_rank

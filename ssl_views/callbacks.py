@@ -9,11 +9,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ssl_views.data.loading import MultiViewDataset
 
 
-class EpochCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells a MultiViewDataset the epoch. The stock Trainer needs it; SSLViewsTrainer adds it itself.
+class EpochCallback(TrainerCallback):
+    """Tells a MultiViewDataset the epoch.
+
+    The stock Trainer needs it; SSLViewsTrainer adds it itself.
 
     Args:
-        dataset: the training data.
+            dataset: the training data.
     """
 
     def __init__(self, dataset: MultiViewDataset) -> None:
@@ -26,7 +28,7 @@ class EpochCallback(TrainerCallback):  # type: ignore[misc]
         self.dataset.epoch = int((state.epoch or 0.0) + 1e-6)
 
 
-class ProgressBar(TrainerCallback):  # type: ignore[misc]
+class ProgressBar(TrainerCallback):
     """One bar with the loss and images per second; evaluation results on lines of their own."""
 
     def __init__(self) -> None:
@@ -38,7 +40,9 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Open the bar."""
         if state.is_world_process_zero:
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True
+            )
             self._mark = (state.global_step, time.perf_counter())
 
     def on_step_end(
@@ -64,8 +68,12 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
             now = time.perf_counter()
             images = (state.global_step - step) * args.train_batch_size * args.world_size
             self._mark = (state.global_step, now)
-            self._bar.set_postfix_str(f"loss {logs['loss']:.4g}, {images / (now - since):,.0f} images/s")
-        elif evaluated := {k: v for k, v in logs.items() if k.startswith("eval_") and "_per_second" not in k}:
+            self._bar.set_postfix_str(
+                f"loss {logs['loss']:.4g}, {images / (now - since):,.0f} images/s"
+            )
+        elif evaluated := {
+            k: v for k, v in logs.items() if k.startswith("eval_") and "_per_second" not in k
+        }:
             line = ", ".join(f"{name[5:]} {value:.4g}" for name, value in evaluated.items())
             self._bar.write(f"step {state.global_step}: {line}")
 

@@ -5,7 +5,8 @@ from typing import Any
 import timm
 from transformers import PretrainedConfig
 
-from ssl_views.losses import Weight, build_loss
+from ssl_views.loss_modules import build_loss
+from ssl_views.losses import Weight
 from ssl_views.naming import did_you_mean
 from ssl_views.views import ViewRecipe
 
@@ -15,12 +16,13 @@ class SSLViewsConfig(PretrainedConfig):
 
     Args:
         backbone: a timm architecture, e.g. "resnet18".
-        model_args: further arguments of the architecture, e.g. {"patch_size": 4}. `in_chans`, and `img_size`
-            where the architecture has a fixed input size, follow from the other fields.
+        model_args: further arguments of the architecture, e.g. {"patch_size": 4}. `in_chans`, and
+            `img_size` where the architecture has a fixed input size, follow from the other fields.
         image_size: side of a view, pixels.
         num_channels: channels of a view.
-        upscale: the backbone sees views enlarged this many times (bilinear). Stock architectures shrink 32 px
-            images to nothing before their last stage; enlarging keeps the encoder loadable by timm.
+        upscale: the backbone sees views enlarged this many times (bilinear). Stock architectures
+            shrink 32 px images to nothing before their last stage; enlarging keeps the encoder
+            loadable by timm.
         num_views: V, at least 2.
         projector_dim: D, width of the embedding.
         projector_hidden_dims: widths of the projector's hidden layers; None is [projector_dim].
@@ -76,7 +78,9 @@ class SSLViewsConfig(PretrainedConfig):
         fields = list(vars(self))
         for key in kwargs:
             if hint := did_you_mean(key, fields, cutoff=0.8):
-                raise ValueError(f"the configuration has no field {key!r}.{hint} Its fields are {fields}.")
+                raise ValueError(
+                    f"the configuration has no field {key!r}.{hint} Its fields are {fields}."
+                )
         self._validate()
         # Preprocessing in the form of timm, so that AutoImageProcessor opens a training checkpoint.
         view = ViewRecipe.for_config(self)
@@ -86,7 +90,7 @@ class SSLViewsConfig(PretrainedConfig):
             "mean": list(view.mean),
             "std": list(view.std),
             "crop_pct": 1.0,
-            "interpolation": view.interpolation,
+            "interpolation": "bilinear" if upscale > 1 else view.interpolation,
         }
         kwargs.setdefault("image_processor_type", "TimmWrapperImageProcessor")
         kwargs.setdefault("keys_to_ignore_at_inference", ["terms", "embeddings", "representations"])
@@ -102,11 +106,16 @@ class SSLViewsConfig(PretrainedConfig):
         for key in ("num_classes", "pretrained", "in_chans"):
             if key in self.model_args:
                 raise ValueError(
-                    f"model_args must not hold {key!r}. The model sets it itself: use num_channels for "
-                    "input channels, and pretrained_backbone=True of the model for pretrained weights."
+                    f"model_args must not hold {key!r}. The model sets it itself: use "
+                    "num_channels for "
+                    "input channels, and pretrained_backbone=True of the model for pretrained "
+                    "weights."
                 )
         if self.upscale < 1 or int(self.upscale) != self.upscale:
-            raise ValueError(f"upscale must be a whole number >= 1; got {self.upscale}. 1 leaves views as they are.")
+            raise ValueError(
+                f"upscale must be a whole number >= 1; got {self.upscale}. 1 leaves views as they "
+                "are."
+            )
         if self.projector_dim < 1 or min(self.projector_hidden_dims, default=1) < 1:
             raise ValueError(
                 "projector_dim and projector_hidden_dims must be at least 1; got "
@@ -122,6 +131,3 @@ class SSLViewsConfig(PretrainedConfig):
         if cfg is not None and cfg.fixed_input_size:
             args["img_size"] = self.image_size * self.upscale
         return {**args, **self.model_args}
-
-
-

@@ -1,7 +1,7 @@
-"""Counter-based random numbers: the same key and counter give the same number, anywhere, in any order.
+"""Counter-based random numbers: the same key and counter give the same number, always.
 
-Philox 4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), vectorised in
-numpy. Differs from the source in nothing; the tests hold its published known-answer vectors.
+Philox 4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), vectorised
+in numpy. Differs from the source in nothing; the tests hold its published known-answer vectors.
 """
 
 import numpy as np
@@ -31,7 +31,9 @@ def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint
     return np.stack([c0, c1, c2, c3])
 
 
-def uniforms(seed: int, epoch: int, indices: NDArray[np.uint64], num_views: int, count: int) -> NDArray[np.float64]:
+def uniforms(
+    seed: int, epoch: int, indices: NDArray[np.uint64], num_views: int, count: int
+) -> NDArray[np.float64]:
     """Return numbers in [0, 1) that depend on seed, epoch, image index, view and position only.
 
     Args:
@@ -52,7 +54,8 @@ def uniforms(seed: int, epoch: int, indices: NDArray[np.uint64], num_views: int,
     view = np.arange(num_views, dtype=np.uint64)[None, :, None]
     block = np.arange(blocks, dtype=np.uint64)[None, None, :]
     shape = np.broadcast_shapes(index.shape, view.shape, block.shape)
-    words = (index & _LOW, index >> _SHIFT, view, block)
-    counter = np.stack([np.broadcast_to(word, shape) for word in words])
+    parts = (index & _LOW, index >> _SHIFT, view, block)
+    counter = np.stack([np.broadcast_to(part, shape) for part in parts])
     random = philox(counter, (seed, epoch))
-    return np.moveaxis(random, 0, -1).reshape(*shape[:2], -1)[..., :count] * 2.0**-32
+    words = np.moveaxis(random, 0, -1).reshape(*shape[:2], -1)[..., :count]
+    return words.astype(np.float64) * 2.0**-32

@@ -1,7 +1,8 @@
 """The encoder folder: what timm and transformers both load, without this package.
 
-Two files carry the encoder: `config.json` and `model.safetensors`, with timm's own parameter names. timm's
-`save_for_hf` is not used: it writes `num_classes` into `model_args`, which `TimmWrapperModel` refuses.
+Two files carry the encoder: `config.json` and `model.safetensors`, with timm's own parameter names.
+timm's `save_for_hf` is not used: it writes `num_classes` into `model_args`, which
+`TimmWrapperModel` refuses.
 """
 
 import json
@@ -14,8 +15,15 @@ from safetensors.torch import save_file
 
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining, SSLViewsModel
 
-_TRAINING_ONLY = ("drop_rate", "drop_path_rate", "drop_block_rate", "proj_drop_rate", "attn_drop_rate",
-                  "pos_drop_rate", "patch_drop_rate")  # fmt: skip
+_TRAINING_ONLY = {
+    "attn_drop_rate",
+    "drop_block_rate",
+    "drop_path_rate",
+    "drop_rate",
+    "patch_drop_rate",
+    "pos_drop_rate",
+    "proj_drop_rate",
+}
 
 
 def encoder_config(model: SSLViewsModel) -> dict[str, Any]:
@@ -57,12 +65,20 @@ def export_encoder(model: SSLViewsModel | SSLViewsForPreTraining, folder: str | 
     encoder_files = {"config.json", "model.safetensors", "README.md"}
     others = {path.name for path in folder.iterdir()} - encoder_files if folder.is_dir() else set()
     if others or folder.is_file():
-        raise ValueError(f"{folder} must be an empty or new folder; it holds {sorted(others) or 'a file'}. Choose another.")
+        raise ValueError(
+            f"{folder} must be an empty or new folder; it holds {sorted(others) or 'a file'}. "
+            "Choose another."
+        )
     state = {}
     for name, tensor in base.backbone.state_dict().items():
-        tensor = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        tensor = tensor.detach().to(
+            "cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype
+        )
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds values that are not finite, so the encoder is unusable. Export an earlier checkpoint.")
+            raise ValueError(
+                f"{name} holds values that are not finite, so the encoder is unusable. Export an "
+                "earlier checkpoint."
+            )
         state[name] = tensor.clone(memory_format=torch.contiguous_format)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -72,7 +88,7 @@ def export_encoder(model: SSLViewsModel | SSLViewsForPreTraining, folder: str | 
 
 
 def encoder_card(model: SSLViewsModel) -> str:
-    """Return a model card that says what the folder is and how to load it, and nothing that is not known."""
+    """Return a model card that says how to load the folder, and nothing that is not known."""
     config = model.config
     data = ModelCardData(
         library_name="timm",
@@ -82,7 +98,8 @@ def encoder_card(model: SSLViewsModel) -> str:
     side = config.image_size * config.upscale
     parameters = sum(p.numel() for p in model.backbone.parameters())
     enlarged = (
-        f"\nIt was trained on {config.image_size} px views enlarged {config.upscale} times; its loaders resize images "
+        f"\nIt was trained on {config.image_size} px views enlarged {config.upscale} times; its "
+        "loaders resize images "
         f"straight to {side} px.\n"
         if config.upscale > 1
         else ""
@@ -93,10 +110,10 @@ def encoder_card(model: SSLViewsModel) -> str:
 
 # {config.backbone}, pretrained without labels
 
-A `{config.backbone}` encoder ({parameters / 1e6:.1f} M parameters, {model.representation_dim} features, {side} px,
-{config.num_channels} channels), pretrained with `ssl_views`: loss {config.loss}, {config.num_views} views per image,
-projector dimension {config.projector_dim} (the projector is not part of the encoder).
-{enlarged}
+A `{config.backbone}` encoder ({parameters / 1e6:.1f} M parameters, {model.representation_dim}
+features, {side} px, {config.num_channels} channels), pretrained with `ssl_views`: loss
+{config.loss}, {config.num_views} views per image, projector dimension {config.projector_dim} (the
+projector is not part of the encoder). {enlarged}
 ```python
 import timm
 encoder = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)   # or "hf-hub:USER/NAME"

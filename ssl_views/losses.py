@@ -1,24 +1,23 @@
 """Multi-view non-contrastive losses over embeddings (V, B, D).
 
-Each loss is a function and a thin module around it. All are continuous in the number of views V:
+All are continuous in the number of views V:
 V = 2 is the published two-view loss, and the same weight means the same strength for every V.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_views.naming import did_you_mean
 from ssl_views.statistics import center, global_batch, standardize
 
 Weight = float | Literal["auto"]
 
-# "auto" is constant / d. Barlow Twins: PAPER-tuned weights times d have a geometric mean of 2.9 on
-# CIFAR-10 and about 5 for d <= 512 (arXiv 2312.10725, authors' scripts). The kernel form puts the
-# same weight on the diagonal of the covariance too: below weight 1/4 the invariance term alone would
-# shrink a dimension whose views agree less than half, so its constant is larger.
+# "auto" is constant / D. Barlow Twins: the weights of the authors' CIFAR-10 scripts
+# (kumarkrishna/fastssl@96dfa37) times D have a geometric mean of 2.9, and about 5 for D <= 512. The
+# kernel form puts the same weight on the diagonal of the covariance too: below weight 1/4 the
+# invariance term alone would shrink a dimension whose views agree less than half, so its constant
+# is larger.
 BARLOW_AUTO = 5.0
 KERNEL_AUTO = 128.0
 
@@ -55,7 +54,8 @@ def _check(embeddings: Tensor) -> Tensor:
         )
     if not embeddings.is_floating_point():
         raise ValueError(
-            f"embeddings must be floating point; got {embeddings.dtype}. Pass the projector's output."
+            f"embeddings must be floating point; got {embeddings.dtype}. Pass the projector's "
+            "output."
         )
     batch = global_batch(embeddings)
     if batch.shape[1] < 2:
@@ -79,34 +79,39 @@ def barlow_twins_loss(
 ) -> LossTerms:
     """Compute the multi-view Barlow Twins loss, each view against the mean of the others.
 
-    With u_v the view v standardized per dimension over the batch, w_v the mean of the other views' u, and
-    C_v = u_v^T w_v / B: the mean over v of sum_i (1 - C_v,ii)^2 + orthogonality_weight * sum_{i != j} C_v,ij^2.
+    With u_v the view v standardized per dimension over the batch, w_v the mean of the other views'
+    u, and C_v = u_v^T w_v / B: the mean over v of sum_i (1 - C_v,ii)^2 + orthogonality_weight *
+    sum_{i != j} C_v,ij^2.
 
     Args:
-        embeddings: (V, B, D), V >= 2, any float dtype; half precision is computed in float32. B is this
-            process's batch; the statistics are those of all processes.
+        embeddings: (V, B, D), V >= 2, any float dtype; half precision is computed in float32. B is
+            this process's batch; the statistics are those of all processes.
         orthogonality_weight: weight of the redundancy term; "auto" is 5 / D.
-        all_pairs: average the two-view loss over all pairs of views instead; costs V/2 times as much.
+        all_pairs: average the two-view loss over all pairs of views instead; costs V/2 times as
+            much.
         eps: added to the variance, inside the root.
 
     Returns:
         LossTerms with terms "invariance" (the diagonal) and "redundancy" (the off-diagonal).
 
     Raises:
-        ValueError: on another shape, V < 2, a non-float dtype, a global batch below 2, a negative weight.
+        ValueError: on another shape, V < 2, a non-float dtype, a global batch below 2, a negative
+            weight.
 
     Source:
-        Barlow Twins, arXiv 2103.03230 eq. 1, code facebookresearch/barlowtwins@8e8d284 main.py; the multi-view
-        setting of arXiv 2312.10725.
+        Barlow Twins, arXiv 2103.03230 eq. 1, code facebookresearch/barlowtwins@8e8d284 main.py; the
+        multi-view setting of arXiv 2312.10725.
 
     Differs from source:
-        V = 2 equals the published value (BatchNorm1d without affine: biased variance, eps 1e-5), with the weight
-        written as an argument (published 0.0051 at D = 8192, without 'auto'). The code of arXiv 2312.10725 uses
-        another formula for V > 2, whose diagonal shrinks with V, and l2-normalizes rows first; this does neither.
-        The published code all-reduces in place, which scales its gradient by 1/processes; this is exact.
+        V = 2 equals the published value (BatchNorm1d without affine: biased variance, eps 1e-5),
+        with the weight written as an argument (published 0.0051 at D = 8192, without 'auto'). The
+        code of arXiv 2312.10725 uses another formula for V > 2, whose diagonal shrinks with V, and
+        l2-normalizes rows first; this does neither. The published code all-reduces in place, which
+        scales its gradient by 1/processes; this is exact.
 
     Relations:
-        `kernel_loss` does not standardize; `vicreg_loss` uses a hinge on the standard deviation instead.
+        `kernel_loss` does not standardize; `vicreg_loss` uses a hinge on the standard deviation
+        instead.
 
     Example:
         >>> z = torch.randn(4, 256, 64, generator=torch.Generator().manual_seed(0))
@@ -119,9 +124,7 @@ def barlow_twins_loss(
         weight = resolve_orthogonality_weight(orthogonality_weight, dim, BARLOW_AUTO)
         standardized = standardize(batch, eps)
         if all_pairs:
-            pairs = [
-                (standardized[v], standardized[w]) for v in range(num_views) for w in range(v)
-            ]
+            pairs = [(standardized[v], standardized[w]) for v in range(num_views) for w in range(v)]
         else:
             total = standardized.sum(dim=0)
             pairs = [(view, (total - view) / (num_views - 1)) for view in standardized]
@@ -146,12 +149,13 @@ def vicreg_loss(
     """Compute the multi-view VICReg loss.
 
     With m the mean of the views, S_v the unbiased covariance of view v over the batch:
-    invariance = 2/(V-1) sum_v mean_{b,i} (z_v - m)^2 (the mean squared difference over pairs of views),
-    variance = mean_{v,i} relu(1 - sqrt(S_v,ii + eps)), covariance = 2/V sum_v sum_{i != j} S_v,ij^2 / D.
+    invariance = 2/(V-1) sum_v mean_{b,i} (z_v - m)^2 (the mean squared difference over pairs of
+    views), variance = mean_{v,i} relu(1 - sqrt(S_v,ii + eps)), covariance = 2/V sum_v sum_{i != j}
+    S_v,ij^2 / D.
 
     Args:
-        embeddings: (V, B, D), V >= 2, any float dtype; half precision is computed in float32. B is this
-            process's batch; the statistics are those of all processes.
+        embeddings: (V, B, D), V >= 2, any float dtype; half precision is computed in float32. B is
+            this process's batch; the statistics are those of all processes.
         invariance_weight: weight of the invariance term.
         variance_weight: weight of the variance hinge.
         covariance_weight: weight of the covariance term, which is already divided by D.
@@ -167,12 +171,13 @@ def vicreg_loss(
         VICReg, arXiv 2105.04906 eqs. 1-6, code facebookresearch/vicreg@4e12602 main_vicreg.py.
 
     Differs from source:
-        V = 2 equals the published code's value, where the hinge is the mean and the covariance term the sum over
-        the two views; for V > 2 the covariance term stays at twice the mean, so weights keep their strength.
+        V = 2 equals the published code's value, where the hinge is the mean and the covariance term
+        the sum over the two views; for V > 2 the covariance term stays at twice the mean, so
+        weights keep their strength.
 
     Relations:
-        In the terms of arXiv 2312.10725 (Fig. 8) the orthogonality weight is 1/(D * mu) for invariance and
-        variance weights mu and covariance weight 1.
+        In the terms of arXiv 2312.10725 (Fig. 8) the orthogonality weight is 1/(D * mu) for
+        invariance and variance weights mu and covariance weight 1.
 
     Example:
         >>> z = torch.randn(4, 256, 64, generator=torch.Generator().manual_seed(0))
@@ -201,30 +206,31 @@ def vicreg_loss(
 
 
 def kernel_loss(embeddings: Tensor, orthogonality_weight: Weight = "auto") -> LossTerms:
-    """Compute the kernel form: invariance to the mean of the views, and a covariance close to the identity.
+    """Compute the kernel form: invariance to the mean view, and a covariance near the identity.
 
     With m the mean of the views and Cov the biased covariance over all V * B rows:
     1/(2(V-1)) sum_v mean_b |z_v - m|^2 + orthogonality_weight * |Cov - I|_F^2.
 
     Args:
-        embeddings: (V, B, D), V >= 2, any float dtype; half precision is computed in float32. B is this
-            process's batch; the statistics are those of all processes.
+        embeddings: (V, B, D), V >= 2, any float dtype; half precision is computed in float32. B is
+            this process's batch; the statistics are those of all processes.
         orthogonality_weight: weight of the orthogonality term; "auto" is 128 / D.
 
     Returns:
         LossTerms with terms "invariance" and "orthogonality".
 
     Raises:
-        ValueError: on another shape, V < 2, a non-float dtype, a global batch below 2, a negative weight.
+        ValueError: on another shape, V < 2, a non-float dtype, a global batch below 2, a negative
+            weight.
 
     Source:
-        arXiv 2312.10725, section 3: the penalty form of "minimise sum_i |T_M f_i - f_i|^2 subject to
-        <f_i, f_j> = delta_ij"; (1/V) sum_v mean_b |z_v - m|^2 + beta |Cov - I|_F^2.
+        arXiv 2312.10725, section 3: the penalty form of "minimise sum_i |T_M f_i - f_i|^2 subject
+        to <f_i, f_j> = delta_ij"; (1/V) sum_v mean_b |z_v - m|^2 + beta |Cov - I|_F^2.
 
     Differs from source:
-        The invariance term is multiplied by V / (2(V-1)), which is 1 at V = 2. Without it, the expected term for
-        views that scatter around a common embedding with variance s^2 would grow with V from s^2/2 to s^2, and
-        the same weight would mean another strength at each V.
+        The invariance term is multiplied by V / (2(V-1)), which is 1 at V = 2. Without it, the
+        expected term for views that scatter around a common embedding with variance s^2 would grow
+        with V from s^2/2 to s^2, and the same weight would mean another strength at each V.
 
     Relations:
         `barlow_twins_loss` standardizes first, so its diagonal needs no orthogonality weight.
@@ -246,101 +252,3 @@ def kernel_loss(embeddings: Tensor, orthogonality_weight: Weight = "auto") -> Lo
         orthogonality = (covariance - torch.eye(dim).to(covariance)).square().sum()
         terms = {"invariance": invariance, "orthogonality": orthogonality}
         return LossTerms(invariance + weight * orthogonality, terms)
-
-
-class BarlowTwinsLoss(nn.Module):
-    """Module form of `barlow_twins_loss`; the arguments are its keyword arguments."""
-
-    def __init__(
-        self,
-        orthogonality_weight: Weight = "auto",
-        *,
-        all_pairs: bool = False,
-        eps: float = 1e-5,
-    ) -> None:
-        super().__init__()
-        self.orthogonality_weight = orthogonality_weight
-        self.all_pairs = all_pairs
-        self.eps = eps
-
-    def forward(self, embeddings: Tensor) -> LossTerms:
-        """Compute the loss of (V, B, D) embeddings."""
-        return barlow_twins_loss(
-            embeddings, self.orthogonality_weight, all_pairs=self.all_pairs, eps=self.eps
-        )
-
-
-class VICRegLoss(nn.Module):
-    """Module form of `vicreg_loss`; the arguments are its keyword arguments."""
-
-    def __init__(
-        self,
-        *,
-        invariance_weight: float = 25.0,
-        variance_weight: float = 25.0,
-        covariance_weight: float = 1.0,
-        eps: float = 1e-4,
-    ) -> None:
-        super().__init__()
-        self.invariance_weight = invariance_weight
-        self.variance_weight = variance_weight
-        self.covariance_weight = covariance_weight
-        self.eps = eps
-
-    def forward(self, embeddings: Tensor) -> LossTerms:
-        """Compute the loss of (V, B, D) embeddings."""
-        return vicreg_loss(
-            embeddings,
-            invariance_weight=self.invariance_weight,
-            variance_weight=self.variance_weight,
-            covariance_weight=self.covariance_weight,
-            eps=self.eps,
-        )
-
-
-class KernelLoss(nn.Module):
-    """Module form of `kernel_loss`; the arguments are its keyword arguments."""
-
-    def __init__(self, orthogonality_weight: Weight = "auto") -> None:
-        super().__init__()
-        self.orthogonality_weight = orthogonality_weight
-
-    def forward(self, embeddings: Tensor) -> LossTerms:
-        """Compute the loss of (V, B, D) embeddings."""
-        return kernel_loss(embeddings, self.orthogonality_weight)
-
-
-LOSSES: Mapping[str, type[nn.Module]] = {
-    "barlow_twins": BarlowTwinsLoss,
-    "vicreg": VICRegLoss,
-    "kernel": KernelLoss,
-}
-
-
-def build_loss(
-    name: str, projector_dim: int, orthogonality_weight: Weight = "auto", **loss_args: Any
-) -> nn.Module:
-    """Build a loss module from its name, one orthogonality weight and the loss's own arguments.
-
-    For VICReg a number b sets the invariance and variance weights to 1/(projector_dim * b) and the covariance
-    weight to 1 (arXiv 2312.10725, Fig. 8); "auto" leaves the published 25, 25, 1, which is b = 1/(25 D).
-
-    Raises:
-        ValueError: on an unknown name (the nearest one is proposed) or unknown or conflicting arguments.
-    """
-    if name not in LOSSES:
-        raise ValueError(f"loss must be one of {sorted(LOSSES)}; got {name!r}.{did_you_mean(name, LOSSES)}")
-    if name != "vicreg":
-        loss_args = {"orthogonality_weight": orthogonality_weight, **loss_args}
-    elif orthogonality_weight != "auto":
-        if loss_args.keys() & {"invariance_weight", "variance_weight", "covariance_weight"}:
-            raise ValueError(
-                "VICReg takes either orthogonality_weight or its own three weights; got both. Leave "
-                "orthogonality_weight at 'auto' to set the three."
-            )
-        strength = 1 / (projector_dim * float(orthogonality_weight))
-        loss_args = {"invariance_weight": strength, "variance_weight": strength, **loss_args}
-    try:
-        return LOSSES[name](**loss_args)
-    except TypeError as error:
-        raise ValueError(f"loss_args do not fit {name!r}: {error}. See help(ssl_views.{LOSSES[name].__name__}).") from error

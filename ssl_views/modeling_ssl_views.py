@@ -1,7 +1,6 @@
 """The model: a timm backbone, a projector and a multi-view loss, as transformers models."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +13,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from ssl_views.configuration_ssl_views import SSLViewsConfig
-from ssl_views.losses import build_loss
+from ssl_views.loss_modules import build_loss
 from ssl_views.projector import Projector
 
 
 @dataclass
-class SSLViewsOutput(ModelOutput):  # type: ignore[misc]
+class SSLViewsOutput(ModelOutput):
     """Output of `SSLViewsForPreTraining`.
 
     Attributes:
@@ -35,37 +34,29 @@ class SSLViewsOutput(ModelOutput):  # type: ignore[misc]
     representations: Tensor | None = None
 
 
-@contextmanager
-def _real_tensors() -> Iterator[bool]:
-    """Build on the CPU while `from_pretrained` builds on the meta device; yields whether it does."""
-    loading = torch.empty(0).device.type == "meta"
-    if loading:
-        with torch.device("cpu"):
-            yield True
-    else:
-        yield False
-
-
 class SSLViewsPreTrainedModel(PreTrainedModel):
-    """Base class: keeps timm's initialisation and its non-persistent buffers through from_pretrained."""
+    """Keeps timm's initialisation and its non-persistent buffers through from_pretrained."""
 
+    config: SSLViewsConfig
     config_class = SSLViewsConfig
     base_model_prefix = "ssl_views"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the loss is a batch mean: Trainer must not scale it by accumulation
+    # The loss is a batch mean, so Trainer must not scale it by the number of accumulated batches.
+    accepts_loss_kwargs = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise what a checkpoint lacks; what timm initialised is marked and left alone."""
         super()._init_weights(module)
-        if isinstance(module, nn.Linear) and not getattr(module.weight, "_is_hf_initialized", False):
+        initialised = getattr(getattr(module, "weight", None), "_is_hf_initialized", False)
+        if isinstance(module, nn.Linear) and not initialised:
             module.reset_parameters()
         for name, value in module.__dict__.pop("_kept_buffers", {}).items():
             current = module._buffers[name]
-            on_meta = current is None or current.is_meta
-            module._buffers[name] = value if on_meta else value.to(current.device)
+            if current is not None and not current.is_meta:
+                value = value.to(current.device)
+            module._buffers[name] = value
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         self.base_model.backbone.set_grad_checkpointing(enable)
@@ -74,13 +65,13 @@ class SSLViewsPreTrainedModel(PreTrainedModel):
 class SSLViewsModel(SSLViewsPreTrainedModel):
     """A timm backbone that gives representations.
 
-    Built from a configuration, the backbone has exactly the weights that `timm.create_model` gives under the same
-    seed; with `pretrained_backbone=True`, timm's pretrained ones (downloaded).
+    Built from a configuration, the backbone has exactly the weights that `timm.create_model` gives
+    under the same seed; with `pretrained_backbone=True`, timm's pretrained ones (downloaded).
 
     Args:
         config: the configuration.
-        pretrained_backbone: start from timm's pretrained weights. Not part of the configuration: a saved model
-            always loads its own weights.
+        pretrained_backbone: start from timm's pretrained weights. Not part of the configuration: a
+            saved model always loads its own weights.
 
     Example:
         >>> model = SSLViewsModel(SSLViewsConfig(backbone="test_resnet", image_size=32))
@@ -90,25 +81,25 @@ class SSLViewsModel(SSLViewsPreTrainedModel):
 
     def __init__(self, config: SSLViewsConfig, pretrained_backbone: bool = False) -> None:
         super().__init__(config)
-        with _real_tensors() as loading:
-            self.backbone = timm.create_model(
-                config.backbone, pretrained=pretrained_backbone, num_classes=0, **config.backbone_args
+        # from_pretrained builds on the meta device, where timm could not compute its buffers.
+        loading = torch.empty(0).device.type == "meta"
+        with torch.device("cpu") if loading else nullcontext():
+            self.backbone: Any = timm.create_model(
+                config.backbone,
+                pretrained=pretrained_backbone,
+                num_classes=0,
+                **config.backbone_args,
             )
         for module in self.backbone.modules():
-            if loading:  # transformers replaces non-persistent buffers by empty ones; `_init_weights` restores
-                names = module._non_persistent_buffers_set
-                kept = {name: module._buffers[name] for name in names}
-                if kept := {name: value.clone() for name, value in kept.items() if value is not None}:
-                    module.__dict__["_kept_buffers"] = kept
+            if loading:
+                _keep_buffers(module)
             else:
-                for tensor in (*module._parameters.values(), *module._buffers.values()):
-                    if tensor is not None:
-                        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+                _mark_initialised(module)
         self.post_init()
 
     @property
     def representation_dim(self) -> int:
-        """D_h, width of the representation. (`num_features` is another width in several timm families.)"""
+        """Width D_h of the representation, which timm's `num_features` is not in every family."""
         return int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
 
     def forward(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
@@ -118,7 +109,8 @@ class SSLViewsModel(SSLViewsPreTrainedModel):
             pixel_values: (N, C, S, S), normalized.
 
         Returns:
-            pooler_output (N, D_h), pooled as the architecture does; last_hidden_state, its last feature map or tokens.
+            pooler_output (N, D_h), pooled as the architecture does; last_hidden_state, its last
+            feature map or tokens.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
@@ -126,11 +118,28 @@ class SSLViewsModel(SSLViewsPreTrainedModel):
                 f"{tuple(pixel_values.shape)}. Views go to SSLViewsForPreTraining."
             )
         if self.config.upscale > 1:
-            pixel_values = F.interpolate(pixel_values, scale_factor=self.config.upscale, mode="bilinear")
+            pixel_values = F.interpolate(
+                pixel_values, scale_factor=self.config.upscale, mode="bilinear"
+            )
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = self.backbone.forward_features(pixel_values)
         pooled = self.backbone.forward_head(features)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pooled)
+
+
+def _keep_buffers(module: nn.Module) -> None:
+    """Keep non-persistent buffers, which from_pretrained empties, for `_init_weights`."""
+    buffers = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+    kept = {name: value.clone() for name, value in buffers.items() if value is not None}
+    if kept:
+        module.__dict__["_kept_buffers"] = kept
+
+
+def _mark_initialised(module: nn.Module) -> None:
+    """Tell transformers to leave what timm has initialised."""
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None:
+            setattr(tensor, "_is_hf_initialized", True)  # noqa: B010 (not a field of Tensor)
 
 
 class SSLViewsForPreTraining(SSLViewsPreTrainedModel):
@@ -141,7 +150,8 @@ class SSLViewsForPreTraining(SSLViewsPreTrainedModel):
         pretrained_backbone: start from timm's pretrained weights.
 
     Example:
-        >>> model = SSLViewsForPreTraining(SSLViewsConfig(backbone="test_resnet", image_size=32, projector_dim=16))
+        >>> config = SSLViewsConfig(backbone="test_resnet", image_size=32, projector_dim=16)
+        >>> model = SSLViewsForPreTraining(config)
         >>> model(torch.randn(8, 4, 3, 32, 32)).embeddings.shape
         torch.Size([4, 8, 16])
     """
@@ -160,7 +170,8 @@ class SSLViewsForPreTraining(SSLViewsPreTrainedModel):
     def forward(self, pixel_values: Tensor, return_loss: bool = True) -> SSLViewsOutput:
         """Compute embeddings of all views, and the loss over them.
 
-        All views go through the backbone as one batch, so its BatchNorm statistics are those of all views.
+        All views go through the backbone as one batch, so its BatchNorm statistics are those of all
+        views.
 
         Args:
             pixel_values: (B, V, C, S, S), normalized.

@@ -5,6 +5,6 @@ from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return " Did you mean 'a' or 'b'?" for the known names nearest to `name`, or an empty string."""
+    """Return a question naming the known names nearest to `name`, or an empty string."""
     nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
     return f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""

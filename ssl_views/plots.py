@@ -12,7 +12,9 @@ _GAP = 4
 _MIN_SIDE = 96
 
 
-def draw_view_grid(images: Sequence[Tensor], recipe: ViewRecipe, *, seed: int = 0, epoch: int = 0) -> Image.Image:
+def draw_view_grid(
+    images: Sequence[Tensor], recipe: ViewRecipe, *, seed: int = 0, epoch: int = 0
+) -> Image.Image:
     """Draw one row per image: the clean view, then its V views.
 
     Args:

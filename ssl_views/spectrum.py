@@ -21,7 +21,10 @@ def effective_rank(features: Tensor, eps: float = 1e-7) -> float:
         8.0
     """
     if features.ndim != 2 or features.shape[0] < 1:
-        raise ValueError(f"features must have shape (N, D) with N >= 1; got {tuple(features.shape)}. Flatten them first.")
+        raise ValueError(
+            f"features must have shape (N, D) with N >= 1; got {tuple(features.shape)}. Flatten "
+            "them first."
+        )
     values = torch.linalg.svdvals(features.double())
     shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny) + eps
     return float(torch.exp(-(shares * shares.log()).sum()))

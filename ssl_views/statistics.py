@@ -11,9 +11,9 @@ from torch import Tensor
 class _AllGather(torch.autograd.Function):
     """Gather (V, B, D) embeddings of every process along B; the gradient is the sum over processes.
 
-    Every process then computes the same loss from the same (V, world_size * B, D) tensor, so the mean
-    over processes that DistributedDataParallel takes of the parameter gradients is exactly the gradient
-    of the loss of the whole batch.
+    Every process then computes the same loss from the same (V, world_size * B, D) tensor, so the
+    mean over processes that DistributedDataParallel takes of the parameter gradients is exactly the
+    gradient of the loss of the whole batch.
     """
 
     @staticmethod
@@ -32,8 +32,8 @@ class _AllGather(torch.autograd.Function):
 def global_batch(embeddings: Tensor) -> Tensor:
     """Return the embeddings of the global batch, in the precision that statistics need.
 
-    float16 and bfloat16 become float32; float32 and float64 stay. In a distributed run the embeddings
-    of all processes are gathered, differentiably.
+    float16 and bfloat16 become float32; float32 and float64 stay. In a distributed run the
+    embeddings of all processes are gathered, differentiably.
 
     Args:
         embeddings: (V, B, D), this process's embeddings.
@@ -54,13 +54,14 @@ def global_batch(embeddings: Tensor) -> Tensor:
     if len({int(s) for s in sizes}) > 1:
         raise ValueError(
             "every process must hold the same number of images; got "
-            f"{[int(s) for s in sizes]}. Drop the last incomplete batch (dataloader_drop_last=True)."
+            f"{[int(s) for s in sizes]}. Drop the last incomplete batch "
+            "(dataloader_drop_last=True)."
         )
-    return _AllGather.apply(embeddings)  # type: ignore[no-untyped-call,no-any-return]
+    return _AllGather.apply(embeddings)
 
 
 def center(embeddings: Tensor) -> Tensor:
-    """Subtract the mean over the batch from every dimension of every view, (V, B, D) -> (V, B, D)."""
+    """Subtract the mean over the batch per dimension and view, (V, B, D) -> (V, B, D)."""
     return embeddings - embeddings.mean(dim=1, keepdim=True)
 
 

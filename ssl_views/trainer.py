@@ -3,18 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from timm.optim import Lars
+from timm.optim.lars import Lars
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from ssl_views.callbacks import EpochCallback, ProgressBar
 from ssl_views.data.loading import MultiViewDataset
-from ssl_views.evaluation.features import extract_features, labels_of
-from ssl_views.evaluation.report import LabelledFeatures, evaluate_features
+from ssl_views.evaluation.features import labelled_features
+from ssl_views.evaluation.report import evaluate_features
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
 from ssl_views.training_args import SSLViewsTrainingArguments
-from ssl_views.views import ViewRecipe
 
 
 class _Means:
@@ -35,18 +34,31 @@ class _Means:
         return means
 
 
-class SSLViewsTrainer(Trainer):  # type: ignore[misc]
+def _check_batch_fits(
+    name: str, dataset: Any, batch_size: int, args: SSLViewsTrainingArguments
+) -> None:
+    batch_size *= args.world_size
+    if args.dataloader_drop_last and hasattr(dataset, "__len__") and len(dataset) < batch_size:
+        raise ValueError(
+            f"a batch must not be larger than the data set; got {batch_size} images per {name} "
+            f"step and {len(dataset)} images. Lower --per_device_{name}_batch_size."
+        )
+
+
+class SSLViewsTrainer(Trainer):
     """A thin subclass of `transformers.Trainer`; everything not named here is the stock Trainer's.
 
-    It logs every term of the loss (`invariance`, ..., and `eval_invariance`, ...), decays only weights with two or more
-    dimensions that the architecture lets decay, trains with LARS if `args.lars`, tells the data set the epoch, and reports
-    `eval_knn` and `eval_effective_rank` of frozen features where it is given rows to probe.
+    It logs every term of the loss (`invariance`, ..., and `eval_invariance`, ...), decays only
+    weights with two or more dimensions that the architecture lets decay, trains with LARS if
+    `args.lars`, tells the data set the epoch, and reports `eval_knn` and `eval_effective_rank` of
+    frozen features where it is given rows to probe.
 
     Args:
         model: the model.
         args: SSLViewsTrainingArguments.
         probe_train: labelled rows that kNN compares with, as from `load_images`.
-        probe_test: labelled rows that it classifies; without labels only the effective rank is reported.
+        probe_test: labelled rows that it classifies; without labels only the effective rank is
+            reported.
         kwargs: of `transformers.Trainer`.
 
     Raises:
@@ -62,21 +74,16 @@ class SSLViewsTrainer(Trainer):  # type: ignore[misc]
         probe_test: Any = None,
         **kwargs: Any,
     ) -> None:
-        for name, batch_size in (("train", args.train_batch_size * args.world_size), ("eval", args.eval_batch_size)):
-            dataset = kwargs.get(f"{name}_dataset")
-            size = len(dataset) if hasattr(dataset, "__len__") else None
-            if size is not None and size < batch_size and args.dataloader_drop_last:
-                raise ValueError(
-                    f"a batch must not be larger than the data set; got {batch_size} images per {name} step and "
-                    f"{size} images. Lower --per_device_{name}_batch_size."
-                )
+        _check_batch_fits("train", kwargs.get("train_dataset"), args.train_batch_size, args)
+        _check_batch_fits("eval", kwargs.get("eval_dataset"), args.eval_batch_size, args)
         if args.n_gpu > 1:
             raise ValueError(
-                f"one process must use one GPU, or the loss would see only its part of the batch; got {args.n_gpu}. "
-                "Start with: torchrun --nproc_per_node NUMBER_OF_GPUS -m ssl_views pretrain ..."
+                "one process must use one GPU, or the loss would see a part of the batch only; got "
+                f"{args.n_gpu}. Start with torchrun --nproc_per_node {args.n_gpu} -m ssl_views ..."
             )
         if args.lars:
-            kwargs["optimizer_cls_and_kwargs"] = (Lars, {"lr": args.learning_rate, "momentum": 0.9, "trust_coeff": 1e-3})
+            lars_args = {"lr": args.learning_rate, "momentum": 0.9, "trust_coeff": 1e-3}
+            kwargs["optimizer_cls_and_kwargs"] = (Lars, lars_args)
         super().__init__(model, args, **kwargs)
         if isinstance(self.train_dataset, MultiViewDataset):
             self.add_callback(EpochCallback(self.train_dataset))
@@ -87,9 +94,13 @@ class SSLViewsTrainer(Trainer):  # type: ignore[misc]
         self.probe_train, self.probe_test = probe_train, probe_test
         self._train_terms, self._eval_terms = _Means(), _Means()
 
+    @property
+    def _ssl_model(self) -> SSLViewsForPreTraining:
+        return self.model
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the parameters that weight decay applies to."""
-        backbone = self.model.ssl_views.backbone
+        backbone = self._ssl_model.ssl_views.backbone
         excluded = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else set()
         excluded = {f"ssl_views.backbone.{name}" for name in excluded}
         return [name for name, p in model.named_parameters() if p.ndim > 1 and name not in excluded]
@@ -125,18 +136,18 @@ class SSLViewsTrainer(Trainer):  # type: ignore[misc]
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
         metrics = {**self._eval_terms.pop(), **self._probe()}
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
 
     def _probe(self) -> dict[str, float]:
         if self.probe_train is None or self.probe_test is None:
             return {}
-        recipe = ViewRecipe.for_config(self.model.config)
-        train, test = (
-            extract_features(self.model.ssl_views, rows, recipe, batch_size=self.args.eval_batch_size)
-            for rows in (self.probe_train, self.probe_test)
+        features = labelled_features(
+            self._ssl_model.ssl_views,
+            self.probe_train,
+            self.probe_test,
+            batch_size=self.args.eval_batch_size,
         )
-        features = LabelledFeatures(train, test, labels_of(self.probe_train), labels_of(self.probe_test))
         metrics = evaluate_features(features, linear_probe=False)
         probes = {"knn": metrics.knn, "effective_rank": metrics.effective_rank}
         return {name: value for name, value in probes.items() if value is not None}

@@ -9,40 +9,66 @@ from transformers import TrainingArguments
 
 
 def _default_workers() -> int:
-    """Worker processes that prepare views: none on a CPU-only machine, where the model needs the cores."""
+    """Worker processes for views: none without a GPU, where the model needs the cores."""
     return min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
 
 
 @dataclass
-class SSLViewsTrainingArguments(TrainingArguments):  # type: ignore[misc]
+class SSLViewsTrainingArguments(TrainingArguments):
     """Arguments of `transformers.TrainingArguments` with other defaults, and `lars`.
 
     Attributes:
-        lars: train with LARS (`timm.optim.Lars`, momentum 0.9, trust coefficient 1e-3) instead of `optim`.
+        lars: train with LARS (`timm.optim.Lars`, momentum 0.9, trust coefficient 1e-3) instead of
+            `optim`.
     """
 
-    output_dir: str | None = field(default="runs/pretrain", metadata={"help": "Where the run is written."})
-    per_device_train_batch_size: int = field(
-        default=256, metadata={"help": "Images per device and step. Every image counts once, however many views."}
+    output_dir: str | None = field(
+        default="runs/pretrain", metadata={"help": "Where the run is written."}
     )
-    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images per device in evaluation."})
+    per_device_train_batch_size: int = field(
+        default=256,
+        metadata={
+            "help": "Images per device and step. Every image counts once, however many views."
+        },
+    )
+    per_device_eval_batch_size: int = field(
+        default=256, metadata={"help": "Images per device in evaluation."}
+    )
     num_train_epochs: float = field(default=100.0, metadata={"help": "Passes over the images."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Highest learning rate; for AdamW."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Of weights with two or more dimensions only."})
+    learning_rate: float = field(
+        default=2e-3, metadata={"help": "Highest learning rate; for AdamW."}
+    )
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Of weights with two or more dimensions only."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the schedule."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Steps, or below 1 a share of all steps."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between logs, or below 1 a share."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Steps, or below 1 a share of all steps."}
+    )
+    logging_steps: float = field(
+        default=10, metadata={"help": "Steps between logs, or below 1 a share."}
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Replace a NaN loss in the log. Off: a NaN must be seen."}
     )
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write checkpoints: no, steps, epoch."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to write checkpoints: no, steps, epoch."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    report_to: str | None = field(default="none", metadata={"help": "Where to log: tensorboard, trackio, ..."})
+    report_to: str | None = field(
+        default="none", metadata={"help": "Where to log: tensorboard, trackio, ..."}
+    )
     dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "Leave out the last incomplete batch; its statistics would be noise."}
+        default=True,
+        metadata={"help": "Leave out the last incomplete batch; its statistics would be noise."},
     )
     dataloader_num_workers: int = field(
-        default_factory=_default_workers, metadata={"help": "Processes that decode images and render views."}
+        default_factory=_default_workers,
+        metadata={"help": "Processes that decode images and render views."},
+    )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available,
+        metadata={"help": "Copy batches to pinned memory, for a GPU."},
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must be off: the collator needs image, index and epoch."}
@@ -50,13 +76,19 @@ class SSLViewsTrainingArguments(TrainingArguments):  # type: ignore[misc]
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Look for parameters without gradient; all have one."}
     )
-    ddp_timeout: int = field(default=600, metadata={"help": "Seconds until a stuck process ends the run."})
+    ddp_timeout: int = field(
+        default=600, metadata={"help": "Seconds until a stuck process ends the run."}
+    )
     accelerator_config: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Of accelerate; by default each process reads its own part of a stream."}
+        default=None,
+        metadata={"help": "Of accelerate; by default each process reads its own part of a stream."},
     )
     lars: bool = field(
         default=False,
-        metadata={"help": "Train with LARS (momentum 0.9, trust coefficient 1e-3) instead of --optim; for batches of thousands."},
+        metadata={
+            "help": "Train with LARS (momentum 0.9, trust coefficient 1e-3) instead of --optim; "
+            "for batches of thousands."
+        },
     )
 
     def __post_init__(self) -> None:

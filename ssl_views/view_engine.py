@@ -1,10 +1,11 @@
 """Records of views, and the torch engine that renders them.
 
-A record says everything about a view; rendering is a pure function of (pixels, record). The meaning of each
-operation is that of `torchvision.transforms.v2.functional` on float tensors in [0, 1], with antialias.
+A record says everything about a view; rendering is a pure function of (pixels, record). The meaning
+of each operation is that of `torchvision.transforms.v2.functional` on float tensors in [0, 1], with
+antialias.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -21,15 +22,15 @@ _CACHE_BYTES = 2**20  # views are rendered in chunks that stay in a CPU cache
 
 @dataclass
 class ViewRecords:
-    """What was drawn for B images of V views each: a structure of arrays, each with leading shape (B, V).
+    """What was drawn for B images of V views each, as arrays with leading shape (B, V).
 
     Attributes:
         box: (B, V, 4) int64, crop in source pixels: top, left, height, width.
         flip: bool, horizontal flip after the crop.
-        order: (B, V, 4) int64, the colour operations in the order applied (0 brightness, 1 contrast,
-            2 saturation, 3 hue; -1 none).
-        factor: (B, V, 4) float64, factor of brightness, contrast, saturation (1 changes nothing) and hue (turns
-            of the colour circle, 0 changes nothing).
+        order: (B, V, 4) int64, the colour operations in the order applied (0 brightness, 1
+            contrast, 2 saturation, 3 hue; -1 none).
+        factor: (B, V, 4) float64, factor of brightness, contrast, saturation (1 changes nothing)
+            and hue (turns of the colour circle, 0 changes nothing).
         grayscale: bool, grey in every channel.
         blur_sigma: float64, standard deviation of the blur in output pixels; 0 for none.
         solarize: bool, invert pixels of at least 0.5.
@@ -71,7 +72,8 @@ def render(
     """Render every view of every image.
 
     Args:
-        images: B uint8 tensors (C, H, W); sizes may differ, C may not. Equal sizes in one batch are fastest.
+        images: B uint8 tensors (C, H, W); sizes may differ, C may not. Equal sizes in one batch are
+            fastest.
         records: of the same B images.
         size: side S of a view, in pixels.
         interpolation: of the crop-resize, always antialiased.
@@ -83,11 +85,12 @@ def render(
         (B, V, C, S, S) float32 on the images' device; in [0, 1] unless normalized.
 
     Source:
-        torchvision 0.20 `transforms.v2.functional`: resized_crop(antialias=True), horizontal_flip, adjust_*,
-        rgb_to_grayscale, gaussian_blur, solarize, normalize, in this order.
+        torchvision 0.20 `transforms.v2.functional`: resized_crop(antialias=True), horizontal_flip,
+        adjust_*, rgb_to_grayscale, gaussian_blur, solarize, normalize, in this order.
 
     Differs from source:
-        Bicubic results are clamped to [0, 1] at once; torchvision does so for uint8 only. Contrast of images that do not have 3 channels pivots on the mean of all channels.
+        Bicubic results are clamped to [0, 1] at once; torchvision does so for uint8 only. Contrast
+        of images that do not have 3 channels pivots on the mean of all channels.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):
@@ -96,17 +99,17 @@ def render(
     views = torch.empty(
         (len(images), num_views, channels, size, size), device=images[0].device, dtype=torch.float32
     )
-    at_once = max(1, _CACHE_BYTES // (views[0].numel() * 4)) if views.device.type == "cpu" else len(images)
+    on_cpu = views.device.type == "cpu"
+    at_once = max(1, _CACHE_BYTES // (views[0].numel() * 4)) if on_cpu else len(images)
     for group in groups.values():
         for start in range(0, len(group), at_once):
             members = group[start : start + at_once]
             chunk, part = torch.stack([images[i] for i in members]), records.rows(members)
             flat = _crop_resize(chunk, part, size, interpolation).flatten(0, 1)
             _color(flat, part)
-            _each(flat, part.grayscale, lambda x, _: _gray(x).expand_as(x))
-            sigma = torch.from_numpy(part.blur_sigma.reshape(-1)).float().to(flat.device)
-            _each(flat, part.blur_sigma > 0, lambda x, i, s=sigma: _blur(x, s[i], blur_kernel_size))
-            _each(flat, part.solarize, lambda x, _: torch.where(x >= 0.5, 1 - x, x))
+            _each(flat, part.grayscale, lambda x, rows: _gray(x).expand_as(x))
+            _blur(flat, part.blur_sigma, blur_kernel_size)
+            _each(flat, part.solarize, lambda x, rows: torch.where(x >= 0.5, 1 - x, x))
             if mean is not None and std is not None:
                 flat.sub_(torch.tensor(mean, device=flat.device).view(-1, 1, 1))
                 flat.div_(torch.tensor(std, device=flat.device).view(-1, 1, 1))
@@ -114,7 +117,9 @@ def render(
     return views
 
 
-def _each(views: Tensor, chosen: NDArray[np.bool_], operation) -> None:  # type: ignore[no-untyped-def]
+def _each(
+    views: Tensor, chosen: NDArray[np.bool_], operation: Callable[[Tensor, Tensor], Tensor]
+) -> None:
     """Replace the chosen rows of (N, C, S, S) by operation(rows, row numbers)."""
     rows = torch.from_numpy(np.flatnonzero(chosen.reshape(-1))).to(views.device)
     if len(rows):
@@ -122,7 +127,7 @@ def _each(views: Tensor, chosen: NDArray[np.bool_], operation) -> None:  # type:
 
 
 def _resize_weights(start: Tensor, length: Tensor, source: int, size: int, cubic: bool) -> Tensor:
-    """Weights (N, size, source) of an antialiased resize of source pixels [start, start + length)."""
+    """Weights (N, size, source) of an antialiased resize of [start, start + length)."""
     scale = (length / size)[:, None, None]
     center = start[:, None, None] + scale * (torch.arange(size, device=start.device) + 0.5)[:, None]
     pixel = torch.arange(source, device=start.device) + 0.5
@@ -139,7 +144,7 @@ def _resize_weights(start: Tensor, length: Tensor, source: int, size: int, cubic
 
 
 def _crop_resize(images: Tensor, records: ViewRecords, size: int, interpolation: str) -> Tensor:
-    """Crop, resize and flip (B, C, H, W) uint8 into (B, V, C, size, size) float32, by two matrix products."""
+    """Crop, resize and flip (B, C, H, W) uint8 into (B, V, C, size, size) float32."""
     cubic = interpolation == "bicubic"
     box = torch.from_numpy(records.box.reshape(-1, 4)).double().to(images.device)
     top, left, height, width = box.unbind(-1)
@@ -150,7 +155,9 @@ def _crop_resize(images: Tensor, records: ViewRecords, size: int, interpolation:
     shape = (len(images), -1)
     rows, columns = rows.float().unflatten(0, shape), columns.float().unflatten(0, shape)
     source = images.float().div_(255)[:, None]
-    views = torch.matmul(torch.matmul(rows[:, :, None], source), columns[:, :, None].transpose(-1, -2))
+    views = torch.matmul(
+        torch.matmul(rows[:, :, None], source), columns[:, :, None].transpose(-1, -2)
+    )
     return views.clamp_(0, 1) if cubic else views
 
 
@@ -196,24 +203,27 @@ def _shift_hue(views: Tensor, turns: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
     hue = (hue / 6 + turns[:, 0]) % 1.0
-    # channel n of HSV -> RGB is v - v s max(0, min(k, 4 - k, 1)) with k = (n + 6 h) mod 6, n = 5, 3, 1
+    # channel n of HSV -> RGB is v - v s max(0, min(k, 4 - k, 1)) with k = (n + 6 h) mod 6, n = 5,
+    # 3, 1
     offset = torch.tensor([5.0, 3.0, 1.0], device=views.device).view(1, 3, 1, 1)
     k = (offset + 6 * hue[:, None]) % 6
     ramp = torch.minimum(k, 4 - k).clamp(0, 1)
     return (value[:, None] * (1 - saturation[:, None] * ramp)).clamp_(0, 1)
 
 
-def _blur(views: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
-    """Blur each view with its own sigma, reflecting at the border."""
+def _blur(views: Tensor, sigmas: NDArray[np.float64], kernel_size: int) -> None:
+    """Blur each view with its own sigma, reflecting at the border, in place."""
+    sigma = torch.from_numpy(sigmas.reshape(-1)).float().to(views.device)
     half = kernel_size // 2
-    size = views.shape[-1]
     offset = torch.arange(-half, half + 1, device=views.device)
-    kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    padded = F.pad(views, (half, half, half, half), mode="reflect")
-    count, channels = views.shape[:2]
-    weight = kernel.repeat_interleave(channels, dim=0)[:, None]
-    rows = padded.reshape(1, count * channels, size + 2 * half, size + 2 * half)
-    rows = F.conv2d(rows, weight[:, :, :, None], groups=count * channels)
-    rows = F.conv2d(rows, weight[:, :, None, :], groups=count * channels)
-    return rows.view_as(views)
+
+    def blur(x: Tensor, rows: Tensor) -> Tensor:
+        kernel = torch.exp(-0.5 * (offset / sigma[rows, None]) ** 2)
+        kernel = kernel / kernel.sum(dim=1, keepdim=True)
+        weight = kernel.repeat_interleave(x.shape[1], dim=0)[:, None]
+        padded = F.pad(x, (half, half, half, half), mode="reflect").flatten(0, 1)[None]
+        blurred = F.conv2d(padded, weight[:, :, :, None], groups=len(weight))
+        blurred = F.conv2d(blurred, weight[:, :, None, :], groups=len(weight))
+        return blurred.view_as(x)
+
+    _each(views, sigmas > 0, blur)

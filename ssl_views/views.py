@@ -2,33 +2,49 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import permutations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_views.counter_random import uniforms
 from ssl_views.naming import did_you_mean
-from ssl_views.view_engine import HUE, SATURATION, ViewRecords, clean_records, render
+from ssl_views.view_drawing import draw_records
+from ssl_views.view_engine import ViewRecords, clean_records, render
 
 if TYPE_CHECKING:
     from ssl_views.configuration_ssl_views import SSLViewsConfig
 
-_CROP_TRIES = 10
-_ORDERS = np.array(list(permutations(range(4))), dtype=np.int64)
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _CIFAR_MEAN = tuple(round(v / 255, 6) for v in (125.307, 122.961, 113.8575))
 _CIFAR_STD = tuple(round(v / 255, 6) for v in (51.5865, 50.847, 51.255))
 _COLOR = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "jitter_prob": 0.8}
 
-# The first three: arXiv 2312.10725 and kumarkrishna/fastssl@96dfa37. Differs from source: the authors' STL-10 and
-# ImageNet training views are normalized with std := mean; here mean and std are the data's.
+# The first three: arXiv 2312.10725 and kumarkrishna/fastssl@96dfa37. Differs from source: the
+# authors' STL-10 and ImageNet training views are normalized with std := mean; here mean and std are
+# the data's.
 RECIPES: dict[str, dict[str, Any]] = {
-    "cifar": {"image_size": 32, "grayscale_prob": 0.2, "mean": _CIFAR_MEAN, "std": _CIFAR_STD, **_COLOR},
-    "stl": {"image_size": 64, "crop_scale": (0.2, 1.0), "grayscale_prob": 0.1, **_COLOR, **_IMAGENET},
-    "imagenet": {"image_size": 224, "hue": 0.1, "grayscale_prob": 0.2, "solarize_prob": 0.2, **_COLOR, **_IMAGENET},
+    "cifar": {
+        "image_size": 32,
+        "grayscale_prob": 0.2,
+        "mean": _CIFAR_MEAN,
+        "std": _CIFAR_STD,
+        **_COLOR,
+    },
+    "stl": {
+        "image_size": 64,
+        "crop_scale": (0.2, 1.0),
+        "grayscale_prob": 0.1,
+        **_COLOR,
+        **_IMAGENET,
+    },
+    "imagenet": {
+        "image_size": 224,
+        "hue": 0.1,
+        "grayscale_prob": 0.2,
+        "solarize_prob": 0.2,
+        **_COLOR,
+        **_IMAGENET,
+    },
     "digits": {
         "image_size": 32,
         "num_channels": 1,
@@ -63,7 +79,8 @@ class ViewRecipe:
         grayscale_prob: probability of grey.
         blur_prob: probability of a Gaussian blur.
         blur_sigma: smallest and largest standard deviation, output pixels.
-        blur_kernel_size: odd, at most image_size; None is the odd number nearest above a tenth of image_size.
+        blur_kernel_size: odd, at most image_size; None is the odd number nearest above a tenth of
+            image_size.
         solarize_prob: probability of inverting pixels of at least 0.5.
         mean: per channel, of pixels in [0, 1], for normalize_channels.
         std: per channel.
@@ -99,40 +116,59 @@ class ViewRecipe:
         for name in ("crop_scale", "crop_ratio", "blur_sigma", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.num_views < 2:
-            raise ValueError(f"num_views must be at least 2; got {self.num_views}. The losses compare views of an image.")
+            raise ValueError(
+                f"num_views must be at least 2; got {self.num_views}. The losses compare views of "
+                "an image."
+            )
         if self.image_size < 1 or self.num_channels < 1:
             raise ValueError(
-                f"image_size and num_channels must be at least 1; got {self.image_size} and {self.num_channels}."
+                f"image_size and num_channels must be at least 1; got {self.image_size} and "
+                f"{self.num_channels}."
                 " Set them to those of your images."
             )
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_prob") and not 0 <= value <= 1:
-                raise ValueError(f"{field.name} must be in [0, 1]; got {value}. Probabilities are fractions.")
+                raise ValueError(
+                    f"{field.name} must be in [0, 1]; got {value}. Probabilities are fractions."
+                )
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             value = getattr(self, name)
             if len(value) != 2 or not 0 < value[0] <= value[1]:
-                raise ValueError(f"{name} must be two numbers, 0 < smallest <= largest; got {value}. Swap or raise them.")
+                raise ValueError(
+                    f"{name} must be two numbers, 0 < smallest <= largest; got {value}. Swap or "
+                    "raise them."
+                )
         if self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale must be at most 1, the whole image; got {self.crop_scale}. Lower the second.")
+            raise ValueError(
+                f"crop_scale must be at most 1, the whole image; got {self.crop_scale}. Lower the "
+                "second."
+            )
         if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:
             raise ValueError(
                 "brightness, contrast and saturation must be >= 0 and hue in [0, 0.5]; got "
-                f"{(self.brightness, self.contrast, self.saturation, self.hue)}. 0 switches an operation off."
+                f"{(self.brightness, self.contrast, self.saturation, self.hue)}. 0 switches an "
+                "operation off."
             )
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic'; got {self.interpolation!r}. Choose one.")
+            raise ValueError(
+                f"interpolation must be 'bilinear' or 'bicubic'; got {self.interpolation!r}. "
+                "Choose one."
+            )
         for name in ("mean", "std"):
             value = getattr(self, name)
             if len(value) == 1:
                 object.__setattr__(self, name, value * self.num_channels)
             elif len(value) != self.num_channels:
                 raise ValueError(
-                    f"{name} must have one value per channel ({self.num_channels}); got {len(value)}. "
+                    f"{name} must have one value per channel ({self.num_channels}); got "
+                    f"{len(value)}. "
                     "Give that many, or one for all."
                 )
         if min(self.std) <= 0:
-            raise ValueError(f"std must be positive; got {self.std}. Use the standard deviation of your pixels.")
+            raise ValueError(
+                f"std must be positive; got {self.std}. Use the standard deviation of your pixels."
+            )
         if self.num_channels != 3 and (self.saturation or self.hue or self.grayscale_prob):
             raise ValueError(
                 f"saturation, hue and grayscale_prob need 3 channels; got {self.num_channels}. "
@@ -141,35 +177,47 @@ class ViewRecipe:
         kernel = self.kernel_size
         if self.blur_prob and (kernel % 2 == 0 or not 1 <= kernel <= 2 * self.image_size - 1):
             raise ValueError(
-                f"blur_kernel_size must be odd and below 2 * image_size = {2 * self.image_size}; got {kernel}. "
+                f"blur_kernel_size must be odd and below 2 * image_size = {2 * self.image_size}; "
+                f"got {kernel}. "
                 "A tenth of image_size is usual."
             )
 
     @property
     def kernel_size(self) -> int:
         """The blur kernel's side in pixels."""
-        return self.image_size // 20 * 2 + 1 if self.blur_kernel_size is None else self.blur_kernel_size
+        return (
+            self.image_size // 20 * 2 + 1
+            if self.blur_kernel_size is None
+            else self.blur_kernel_size
+        )
 
     @classmethod
     def named(cls, name: str, **overrides: Any) -> "ViewRecipe":
-        """Return the recipe "cifar", "stl", "imagenet" or "digits" with some of its numbers replaced.
+        """Return a named recipe, some of its numbers replaced.
 
-        For a number of channels other than the recipe's own, its mean and std become 0.5 and 0.25, and for one
-        other than 3 the operations that need RGB are left out.
+        For a number of channels other than the recipe's own, its mean and std become 0.5 and 0.25,
+        and for one other than 3 the operations that need RGB are left out.
 
         Raises:
             ValueError: on an unknown recipe or number; the nearest names are proposed.
         """
         if name not in RECIPES:
-            raise ValueError(f"recipe must be one of {sorted(RECIPES)}; got {name!r}.{did_you_mean(name, RECIPES)}")
+            raise ValueError(
+                f"recipe must be one of {sorted(RECIPES)}; got "
+                f"{name!r}.{did_you_mean(name, RECIPES)}"
+            )
         known = [field.name for field in fields(cls)]
         for key in overrides:
             if key not in known:
-                raise ValueError(f"a recipe has no number {key!r}.{did_you_mean(key, known)} It has {known}.")
+                raise ValueError(
+                    f"a recipe has no number {key!r}.{did_you_mean(key, known)} It has {known}."
+                )
         values = dict(RECIPES[name])
         channels = overrides.get("num_channels", values.get("num_channels", 3))
         if channels != values.get("num_channels", 3):
-            drop = {"mean", "std"} | (set() if channels == 3 else {"saturation", "hue", "grayscale_prob"})
+            drop = {"mean", "std"} | (
+                set() if channels == 3 else {"saturation", "hue", "grayscale_prob"}
+            )
             values = {key: value for key, value in values.items() if key not in drop}
         return cls(**{**values, **overrides})
 
@@ -195,73 +243,17 @@ class ViewRecipe:
         epoch: int,
         seed: int = 0,
     ) -> ViewRecords:
-        """Draw the records of B images; they depend on (seed, epoch, index, view) and the image's size only.
-
-        Args:
-            indices: B image indices below 2**64.
-            heights: B heights, pixels.
-            widths: B widths, pixels.
-            epoch: pass over the data.
-            seed: of the run.
-
-        Source:
-            Distributions of torchvision 0.20 RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur,
-            RandomSolarize.
-
-        Differs from source:
-            Numbers come from a counter (see `counter_random`), so nothing else can change them.
-        """
-        random = uniforms(seed, epoch, np.asarray(indices, dtype=np.uint64), self.num_views, 13 + 2 * _CROP_TRIES)
-        order = _ORDERS[(random[..., 4] * len(_ORDERS)).astype(np.int64)]
-        order = np.where((random[..., 3] < self.jitter_prob)[..., None], order, -1)
-        if self.num_channels != 3:
-            order[(order == SATURATION) | (order == HUE)] = -1
-        strength = np.array([self.brightness, self.contrast, self.saturation, self.hue])
-        low, high = np.maximum(1 - strength, 0), 1 + strength
-        low[HUE], high[HUE] = -self.hue, self.hue
-        sigma = self.blur_sigma[0] + (self.blur_sigma[1] - self.blur_sigma[0]) * random[..., 11]
-        return ViewRecords(
-            box=self._draw_box(np.asarray(heights), np.asarray(widths), random[..., :2], random[..., 13:]),
-            flip=random[..., 2] < self.flip_prob,
-            order=order,
-            factor=low + (high - low) * random[..., 5:9],
-            grayscale=random[..., 9] < self.grayscale_prob,
-            blur_sigma=np.where(random[..., 10] < self.blur_prob, sigma, 0.0),
-            solarize=random[..., 12] < self.solarize_prob,
-        )
-
-    def _draw_box(
-        self,
-        heights: NDArray[np.int64],
-        widths: NDArray[np.int64],
-        place: NDArray[np.float64],
-        tries: NDArray[np.float64],
-    ) -> NDArray[np.int64]:
-        """Return (B, V, 4) boxes: the first of ten random shapes that fits, else the largest allowed centred one."""
-        height, width = heights[:, None, None], widths[:, None, None]
-        area_share, ratio_share = tries[..., :_CROP_TRIES], tries[..., _CROP_TRIES:]
-        smallest, largest = self.crop_scale
-        area = height * width * (smallest + (largest - smallest) * area_share)
-        low, high = np.log(self.crop_ratio)
-        ratio = np.exp(low + (high - low) * ratio_share)
-        crop_width, crop_height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-        fits = (crop_width >= 1) & (crop_width <= width) & (crop_height >= 1) & (crop_height <= height)
-        first = fits.argmax(axis=-1)[..., None]
-        shape = np.concatenate(
-            [np.take_along_axis(crop_height, first, -1), np.take_along_axis(crop_width, first, -1)], axis=-1
-        )
-        whole = np.stack([heights, widths], axis=-1)[:, None]
-        top_left = np.floor(place * (whole - shape + 1))
-        fallback = whole.astype(np.float64)
-        fallback[..., 0] = np.minimum(heights, np.rint(widths / self.crop_ratio[0]))[:, None]
-        fallback[..., 1] = np.minimum(widths, np.rint(heights * self.crop_ratio[1]))[:, None]
-        fallback = np.maximum(fallback, 1)
-        fitted = np.concatenate([top_left, shape], axis=-1)
-        centred = np.concatenate([(whole - fallback) // 2, fallback], axis=-1)
-        return np.where(fits.any(axis=-1)[..., None], fitted, centred).astype(np.int64)
+        """Draw the records of B images, see `view_drawing.draw_records`."""
+        return draw_records(self, indices, heights, widths, epoch=epoch, seed=seed)
 
     def views(
-        self, images: Sequence[Tensor], indices: Sequence[int], *, epoch: int, seed: int = 0, normalize: bool = True
+        self,
+        images: Sequence[Tensor],
+        indices: Sequence[int],
+        *,
+        epoch: int,
+        seed: int = 0,
+        normalize: bool = True,
     ) -> Tensor:
         """Draw and render all views of B images.
 
@@ -280,7 +272,7 @@ class ViewRecipe:
         return self._render(images, records, normalize)
 
     def clean_view(self, images: Sequence[Tensor], normalize: bool = True) -> Tensor:
-        """Return one view per image without augmentation, the largest centred square: (B, C, S, S) float32."""
+        """Return one view per image without augmentation: (B, C, S, S) float32."""
         sizes = np.array([image.shape[1:] for image in images])
         return self._render(images, clean_records(sizes[:, 0], sizes[:, 1]), normalize)[:, 0]
 

@@ -16,12 +16,16 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run a command; an error of the user's input becomes a sentence and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    usage = "usage: ssl-views COMMAND [--help] ...\n\n" + "\n".join(f"  {n:10} {t}" for n, t in COMMANDS.items())
+    usage = "usage: ssl-views COMMAND [--help] ...\n\n" + "\n".join(
+        f"  {n:10} {t}" for n, t in COMMANDS.items()
+    )
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(usage + "\n")
         return 0
     if argv[0] not in COMMANDS:
-        sys.stderr.write(f"ssl-views: no command {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}\n{usage}\n")
+        sys.stderr.write(
+            f"ssl-views: no command {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}\n{usage}\n"
+        )
         return 2
     try:
         importlib.import_module(f"ssl_views.cli.{argv[0]}").run(argv[1:])
@@ -38,4 +42,6 @@ def _raised_here(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("ssl_views")
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(
+        "ssl_views"
+    )

@@ -9,7 +9,8 @@ from ssl_views.export import export_encoder
 def run(argv: list[str]) -> None:
     """Run the command."""
     parser = make_parser(
-        "export", "Write the trained backbone as a folder that timm and transformers load without this package.",
+        "export", "Write the trained backbone as a folder that timm and transformers load without "
+        "this package.",
         positionals=("run", "encoder"),
     )  # fmt: skip
     (words,) = read_arguments(parser, argv)

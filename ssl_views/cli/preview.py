@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssl_views.cli.arguments import DataArguments, ModelArguments, ViewArguments, _flag, make_parser, read_arguments
+from ssl_views.cli.arguments import (
+    DataArguments,
+    ModelArguments,
+    ViewArguments,
+    flag,
+    make_parser,
+    read_arguments,
+)
 from ssl_views.cli.console import say
 from ssl_views.cli.setup import describe_views, make_config
 from ssl_views.data.loading import decode_images
@@ -16,10 +23,10 @@ from ssl_views.views import ViewRecipe
 class PreviewArguments:
     """Which picture."""
 
-    num_images: int = _flag(8, "Rows of the picture.")
-    output: str = _flag("views.png", "File to write.")
-    seed: int = _flag(42, "Seed of the run.")
-    epoch: int = _flag(0, "Epoch of the run.")
+    num_images: int = flag(8, "Rows of the picture.")
+    output: str = flag("views.png", "File to write.")
+    seed: int = flag(42, "Seed of the run.")
+    epoch: int = flag(0, "Epoch of the run.")
 
 
 def run(argv: list[str]) -> None:
@@ -33,7 +40,9 @@ def run(argv: list[str]) -> None:
     config = make_config(rows, data.dataset, views, ModelArguments())
     indices = range(min(preview.num_images, len(rows)))
     images = decode_images([rows[i]["image"] for i in indices], indices, config.num_channels)
-    picture = draw_view_grid(images, ViewRecipe.for_config(config), seed=preview.seed, epoch=preview.epoch)
+    picture = draw_view_grid(
+        images, ViewRecipe.for_config(config), seed=preview.seed, epoch=preview.epoch
+    )
     output = Path(preview.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(output)

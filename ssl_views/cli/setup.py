@@ -10,7 +10,12 @@ import numpy as np
 import timm
 import torch
 
-from ssl_views.cli.arguments import ModelArguments, ViewArguments
+from ssl_views.cli.arguments import (
+    ModelArguments,
+    ViewArguments,
+    parse_json,
+    parse_weight,
+)
 from ssl_views.configuration_ssl_views import SSLViewsConfig
 from ssl_views.data.decode import ImageError, num_channels_of
 from ssl_views.data.loading import decode_images
@@ -23,7 +28,9 @@ _LOOK_AT = 16
 _MEASURE = 512
 
 
-def make_config(rows: Any, dataset: str, views: ViewArguments, model: ModelArguments) -> SSLViewsConfig:
+def make_config(
+    rows: Any, dataset: str, views: ViewArguments, model: ModelArguments
+) -> SSLViewsConfig:
     """Make the configuration: what the flags leave open follows from the first images.
 
     Args:
@@ -40,12 +47,14 @@ def make_config(rows: Any, dataset: str, views: ViewArguments, model: ModelArgum
         try:
             num_channels = num_channels_of(first[0])
         except ImageError as error:
-            raise ImageError(f"image 0: {error}. Remove or repair it, or set --num_channels.") from error
+            raise ImageError(
+                f"image 0: {error}. Remove or repair it, or set --num_channels."
+            ) from error
     image_size = views.image_size or _size_of(first, num_channels)
     recipe = views.recipe
     if recipe is None:
         recipe = DIGITS if dataset == DIGITS else "cifar" if image_size <= 64 else "imagenet"
-    recipe_args: dict[str, Any] = dict(views.recipe_args or {})  # type: ignore[arg-type]
+    recipe_args: dict[str, Any] = dict(parse_json("recipe_args", views.recipe_args))
     if not {"mean", "std"} & recipe_args.keys():
         if model.pretrained_backbone and num_channels == 3 and timm.is_model(model.backbone):
             pretrained = timm.get_pretrained_cfg(model.backbone)
@@ -54,7 +63,7 @@ def make_config(rows: Any, dataset: str, views: ViewArguments, model: ModelArgum
             recipe_args.update(_measure(rows, num_channels))
     return SSLViewsConfig(
         backbone=model.backbone,
-        model_args=model.model_args,  # type: ignore[arg-type]
+        model_args=parse_json("model_args", model.model_args),
         image_size=image_size,
         num_channels=num_channels,
         upscale=model.upscale,
@@ -62,8 +71,8 @@ def make_config(rows: Any, dataset: str, views: ViewArguments, model: ModelArgum
         projector_dim=model.projector_dim,
         projector_hidden_dims=model.projector_hidden_dims,
         loss=model.loss,
-        orthogonality_weight=model.orthogonality_weight,  # type: ignore[arg-type]
-        loss_args=model.loss_args,  # type: ignore[arg-type]
+        orthogonality_weight=parse_weight(model.orthogonality_weight),
+        loss_args=parse_json("loss_args", model.loss_args),
         recipe=recipe,
         recipe_args=recipe_args,
     )
@@ -82,7 +91,9 @@ def _size_of(values: Sequence[Any], num_channels: int) -> int:
 def _measure(rows: Any, num_channels: int) -> dict[str, list[float]]:
     """Return mean and std per channel of the first images, in [0, 1]."""
     values = [row["image"] for row in islice(iter(rows), _MEASURE)]
-    pixels = np.concatenate([i.flatten(1).numpy() for i in _decode(values, num_channels)], axis=1) / 255
+    pixels = (
+        np.concatenate([i.flatten(1).numpy() for i in _decode(values, num_channels)], axis=1) / 255
+    )
     mean, std = pixels.mean(axis=1), np.maximum(pixels.std(axis=1), 1 / 255)
     return {"mean": [round(float(v), 4) for v in mean], "std": [round(float(v), 4) for v in std]}
 
@@ -92,7 +103,8 @@ def describe_views(config: SSLViewsConfig) -> str:
     recipe = ViewRecipe.for_config(config)
     enlarged = f", enlarged {config.upscale} times" if config.upscale > 1 else ""
     return (
-        f"{recipe.num_views} views per image, {recipe.num_channels} x {recipe.image_size} x {recipe.image_size}"
+        f"{recipe.num_views} views per image, {recipe.num_channels} x {recipe.image_size} x "
+        f"{recipe.image_size}"
         f"{enlarged}, recipe {config.recipe}"
     )
 
@@ -100,5 +112,8 @@ def describe_views(config: SSLViewsConfig) -> str:
 def load_run(folder: str) -> SSLViewsModel:
     """Load the model of a run, or of one of its checkpoints."""
     if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"{folder!r} holds no config.json, so it is not a run. Give the --output_dir of ssl-views pretrain.")
-    return SSLViewsModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)  # type: ignore[no-any-return]
+        raise ValueError(
+            f"{folder!r} holds no config.json, so it is not a run. Give the --output_dir of "
+            "ssl-views pretrain."
+        )
+    return SSLViewsModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)

@@ -10,7 +10,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-_NEEDS_SCALING = "Scale the pixels to uint8 yourself: the range of float and int32 images is not defined."
+_NEEDS_SCALING = (
+    "Scale the pixels to uint8 yourself: the range of float and int32 images is not defined."
+)
 
 
 class ImageError(ValueError):
@@ -21,8 +23,8 @@ def open_image(value: Any) -> "Image.Image | np.ndarray[Any, Any]":
     """Open what a row's image column holds, without converting it.
 
     Args:
-        value: encoded bytes, {"bytes": ..., "path": ...} as `datasets.Image(decode=False)` gives, a PIL image, or an
-            array (H, W) or (H, W, C).
+        value: encoded bytes, {"bytes": ..., "path": ...} as `datasets.Image(decode=False)` gives, a
+            PIL image, or an array (H, W) or (H, W, C).
 
     Raises:
         ImageError: if nothing can be opened.
@@ -41,7 +43,13 @@ def open_image(value: Any) -> "Image.Image | np.ndarray[Any, Any]":
         try:
             image = Image.open(io.BytesIO(value))
             image.load()
-        except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            RuntimeError,
+            Image.DecompressionBombError,
+        ) as error:
             raise ImageError(f"the bytes cannot be decoded: {error}") from error
         return image
     if value is None:
@@ -53,7 +61,7 @@ def open_image(value: Any) -> "Image.Image | np.ndarray[Any, Any]":
 
 
 def num_channels_of(value: Any) -> int:
-    """Return the natural number of channels of an image: 1 for grey, C for an array, 3 for every other mode."""
+    """Return the natural number of channels: 1 for grey, C for an array, 3 for other modes."""
     image = open_image(value)
     if isinstance(image, np.ndarray):
         return 1 if image.ndim == 2 else int(image.shape[2])
@@ -63,12 +71,13 @@ def num_channels_of(value: Any) -> int:
 def decode_image(value: Any, num_channels: int) -> Tensor:
     """Return the pixels of an image.
 
-    EXIF rotation is applied, alpha is laid over white, 16-bit grey is divided by 257, palettes and CMYK become RGB, of an
-    animation the first frame is used.
+    EXIF rotation is applied, alpha is laid over white, 16-bit grey is divided by 257, palettes and
+    CMYK become RGB, of an animation the first frame is used.
 
     Args:
         value: see `open_image`.
-        num_channels: C. 1 and 3 are converted into each other; any other number must be that of the image.
+        num_channels: C. 1 and 3 are converted into each other; any other number must be that of the
+            image.
 
     Returns:
         (C, H, W) uint8.
@@ -85,7 +94,10 @@ def decode_image(value: Any, num_channels: int) -> Tensor:
     if array.shape[2] == 1 and num_channels == 3:
         array = np.repeat(array, 3, axis=2)
     if array.shape[2] != num_channels:
-        raise ImageError(f"the image has {array.shape[2]} channels; the model takes {num_channels}. Set num_channels.")
+        raise ImageError(
+            f"the image has {array.shape[2]} channels; the model takes {num_channels}. Set "
+            "num_channels."
+        )
     if 0 in array.shape:
         raise ImageError(f"the image is empty: {array.shape}")
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
@@ -96,7 +108,9 @@ def _pixels(image: Image.Image, num_channels: int) -> "np.ndarray[Any, Any]":
     if image.mode.startswith("I;16"):
         return np.round(np.asarray(image) / 257).astype(np.uint8)
     if image.mode in ("I", "F"):
-        raise ImageError(f"pixels must be 8 or 16 bits; got PIL mode {image.mode!r}. {_NEEDS_SCALING}")
+        raise ImageError(
+            f"pixels must be 8 or 16 bits; got PIL mode {image.mode!r}. {_NEEDS_SCALING}"
+        )
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -16,9 +16,10 @@ from ssl_views.views import ViewRecipe
 class MultiViewDataset(Dataset[dict[str, Any]]):
     """Rows for `MultiViewCollator`: each image with its index and the epoch.
 
-    With the collator, it makes a view a function of (seed, epoch, index, view) alone: the number of workers, of processes
-    and a resume in mid-epoch change nothing. The epoch lies in memory shared with worker processes, persistent ones
-    too. (There is no method `set_epoch`: accelerate would call it, but not in every run.)
+    With the collator, it makes a view a function of (seed, epoch, index, view) alone: the number of
+    workers, of processes and a resume in mid-epoch change nothing. The epoch lies in memory shared
+    with worker processes, persistent ones too. (There is no method `set_epoch`: accelerate would
+    call it, but not in every run.)
 
     Args:
         rows: a sequence of mappings with an image, e.g. from `load_images`.
@@ -26,19 +27,25 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         epoch: fixed epoch, for evaluation; training sets it through `EpochCallback`.
     """
 
-    def __init__(self, rows: Sequence[Any] | Any, image_column: str = "image", epoch: int | None = None) -> None:
+    def __init__(
+        self, rows: Sequence[Any] | Any, image_column: str = "image", epoch: int | None = None
+    ) -> None:
         self.rows = rows
         self.image_column = image_column
-        self._epoch = torch.full((1,), -1 if epoch is None else epoch, dtype=torch.int64).share_memory_()
+        self._epoch = torch.full(
+            (1,), -1 if epoch is None else epoch, dtype=torch.int64
+        ).share_memory_()
 
     @property
     def epoch(self) -> int:
-        """The current epoch; reading it before it was set is an error, for every epoch would get the same views."""
+        """The current epoch. Reading it before it was set is an error."""
         epoch = int(self._epoch)
         if epoch < 0:
             raise RuntimeError(
-                "the data set must know the epoch, so that every epoch gets new views; it was not set. With a Trainer, pass "
-                "callbacks=[EpochCallback(dataset)]; in a loop of your own, set dataset.epoch = epoch."
+                "the data set must know the epoch, so that every epoch gets new views; it was not "
+                "set. With a Trainer, pass "
+                "callbacks=[EpochCallback(dataset)]; in a loop of your own, set dataset.epoch = "
+                "epoch."
             )
         return epoch
 
@@ -52,16 +59,22 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return {"image", "index", "epoch"} of one image."""
-        return {"image": self.rows[index][self.image_column], "index": int(index), "epoch": self.epoch}
+        return {
+            "image": self.rows[index][self.image_column],
+            "index": int(index),
+            "epoch": self.epoch,
+        }
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Return the rows of a batch, read at once where the source can."""
         epoch = self.epoch
         if not hasattr(self.rows, "select_columns"):
             return [self[i] for i in indices]
-        images = self.rows[list(indices)][self.image_column]
+        rows: Any = self.rows
+        images = rows[list(indices)][self.image_column]
         return [
-            {"image": image, "index": int(i), "epoch": epoch} for i, image in zip(indices, images, strict=True)
+            {"image": image, "index": int(i), "epoch": epoch}
+            for i, image in zip(indices, images, strict=True)
         ]
 
 
@@ -71,7 +84,8 @@ class MultiViewIterableDataset(IterableDataset[dict[str, Any]]):
     An image's index is a hash of its bytes, so its views do not depend on its place in the stream.
 
     Args:
-        rows: an iterable of mappings with an encoded image; one with `set_epoch` is told the epoch to reshuffle.
+        rows: an iterable of mappings with an encoded image; one with `set_epoch` is told the epoch
+            to reshuffle.
         image_column: its name.
     """
 
@@ -97,7 +111,8 @@ def _content_index(image: Any) -> int:
     encoded = image.get("bytes") if isinstance(image, Mapping) else image
     if not isinstance(encoded, bytes):
         raise ImageError(
-            f"a streamed image must be encoded bytes; got {type(encoded).__name__}. Turn streaming off for this data set."
+            f"a streamed image must be encoded bytes; got {type(encoded).__name__}. Turn "
+            "streaming off for this data set."
         )
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
@@ -126,7 +141,8 @@ class MultiViewCollator:
         if not items or not {"image", "index", "epoch"} <= items[0].keys():
             found = sorted(items[0]) if items else "no items"
             raise ValueError(
-                f"MultiViewCollator takes items with image, index and epoch; got {found}. Wrap your data set: "
+                f"MultiViewCollator takes items with image, index and epoch; got {found}. Wrap "
+                "your data set: "
                 "MultiViewDataset(dataset, image_column=...), and set remove_unused_columns=False."
             )
         indices = [item["index"] for item in items]

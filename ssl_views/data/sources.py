@@ -1,4 +1,4 @@
-"""Where images come from: the Hub, folders, parquet files, datasets on disk, or the embedded digits."""
+"""Where images come from: Hub, folders, parquet, datasets on disk, or the embedded digits."""
 
 import io
 import re
@@ -26,8 +26,8 @@ def load_images(
     """Load images, and labels where there are any.
 
     Args:
-        dataset: "digits"; a folder of images (class folders become labels); a parquet file or a folder of them; a
-            folder that `datasets` saved; or a Hub id.
+        dataset: "digits"; a folder of images (class folders become labels); a parquet file or a
+            folder of them; a folder that `datasets` saved; or a Hub id.
         split: which split.
         image_column: column that holds the images; found by its type where None.
         streaming: read while training; the data set needs no disk and has no length.
@@ -42,12 +42,16 @@ def load_images(
 
 
 def load_train_and_test(
-    dataset: str, *, split: str = "train", image_column: str | None = None, test_split: str | None = None
+    dataset: str,
+    *,
+    split: str = "train",
+    image_column: str | None = None,
+    test_split: str | None = None,
 ) -> "tuple[Dataset, Dataset]":
     """Load images to learn from, and images to evaluate on that are never learned from.
 
-    The second are `test_split`, else the data set's own test or validation split, else a fifth of `split`, drawn
-    per class with a fixed seed.
+    The second are `test_split`, else the data set's own test or validation split, else a fifth of
+    `split`, drawn per class with a fixed seed.
 
     Returns:
         (train, test), rows as from `load_images`.
@@ -55,12 +59,17 @@ def load_train_and_test(
     splits = _open(dataset, streaming=False)
     train = _select(splits, dataset, split, image_column)
     if test_split is None:
-        test_split = next((name for name in _EVALUATION_SPLITS if name in splits and name != split), None)
+        test_split = next(
+            (name for name in _EVALUATION_SPLITS if name in splits and name != split), None
+        )
     if test_split is not None:
         return train, _select(splits, dataset, test_split, image_column)
     held_out = _stratified(train, _HELD_OUT_FRACTION, _HELD_OUT_SEED)
     if len(held_out) in (0, len(train)):
-        raise ValueError(f"split {split!r} of {dataset} has {len(train)} images, too few to hold some out. Add images.")
+        raise ValueError(
+            f"split {split!r} of {dataset} has {len(train)} images, too few to hold some out. Add "
+            "images."
+        )
     return train.select(np.setdiff1d(np.arange(len(train)), held_out)), train.select(held_out)
 
 
@@ -97,20 +106,29 @@ def _open(dataset: str, streaming: bool) -> "Mapping[str, Any]":
         splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
         return {k: v.to_iterable_dataset() if streaming else v for k, v in splits.items()}
     try:
-        return datasets.load_dataset(source, streaming=streaming, **options)  # type: ignore[no-any-return]
+        return datasets.load_dataset(source, streaming=streaming, **options)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(
             f"no file or folder {dataset!r}, and the Hub gave no data set of that name: {error} "
             "Check the path or the id; a private data set needs `hf auth login`."
         ) from error
-    except (datasets.exceptions.DataFilesNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
-        raise ValueError(f"{dataset!r} holds no images that can be read: {error} Point to a folder of images or parquet files.") from error
+    except (
+        datasets.exceptions.DataFilesNotFoundError,
+        datasets.exceptions.DatasetGenerationError,
+    ) as error:
+        raise ValueError(
+            f"{dataset!r} holds no images that can be read: {error} Point to a folder of images "
+            "or parquet files."
+        ) from error
 
 
 def _local(path: Path) -> "tuple[str | None, dict[str, Any]]":
     if path.is_file():
         if path.suffix != ".parquet":
-            raise ValueError(f"{path} is a file, but not parquet. Point to a folder of images, or a .parquet file.")
+            raise ValueError(
+                f"{path} is a file, but not parquet. Point to a folder of images, or a .parquet "
+                "file."
+            )
         return "parquet", {"data_files": {"train": str(path)}}
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         return None, {}
@@ -120,18 +138,32 @@ def _local(path: Path) -> "tuple[str | None, dict[str, Any]]":
 def _select(splits: Mapping[str, Any], dataset: str, split: str, image_column: str | None) -> Any:
     """Keep the image column of a split, encoded, as "image", and a class label as "label"."""
     if split not in splits:
-        raise ValueError(f"{dataset} has no split {split!r}; it has {sorted(splits)}.{did_you_mean(split, splits)} Set --split.")
+        raise ValueError(
+            f"{dataset} has no split {split!r}; it has "
+            f"{sorted(splits)}.{did_you_mean(split, splits)} Set --split."
+        )
     rows = splits[split]
     if isinstance(rows, Dataset) and len(rows) == 0:
         raise ValueError(f"split {split!r} of {dataset} is empty. Check the path and the split.")
     features = rows.features
     if features is None:
-        raise ValueError(f"{dataset} does not say which columns it has, so it cannot be streamed. Turn streaming off.")
+        raise ValueError(
+            f"{dataset} does not say which columns it has, so it cannot be streamed. Turn "
+            "streaming off."
+        )
     column = image_column or _find_image_column(features, dataset)
     if column not in features:
-        raise ValueError(f"{dataset} has no column {column!r}; it has {_describe(features)}.{did_you_mean(column, features)} Set --image_column.")
-    if isinstance(features[column], (Value, ClassLabel, dict)) and not _is_encoded(features[column]):
-        raise ValueError(f"column {column!r} of {dataset} does not hold images; the columns are {_describe(features)}. Set --image_column.")
+        raise ValueError(
+            f"{dataset} has no column {column!r}; it has "
+            f"{_describe(features)}.{did_you_mean(column, features)} Set --image_column."
+        )
+    if isinstance(features[column], (Value, ClassLabel, dict)) and not _is_encoded(
+        features[column]
+    ):
+        raise ValueError(
+            f"column {column!r} of {dataset} does not hold images; the columns are "
+            f"{_describe(features)}. Set --image_column."
+        )
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     label = "label" if "label" in labels else labels[0] if labels else None
     rows = rows.select_columns([column] if label is None else [column, label])
@@ -158,7 +190,9 @@ def _find_image_column(features: "Features", dataset: str) -> str:
         images = [name for name in ("image", "img", "pixels") if name in features]
     if len(images) != 1:
         found = "no image column" if not images else f"image columns {images}"
-        raise ValueError(f"{dataset} has {found}; the columns are {_describe(features)}. Set --image_column.")
+        raise ValueError(
+            f"{dataset} has {found}; the columns are {_describe(features)}. Set --image_column."
+        )
     return images[0]
 
 
@@ -185,5 +219,7 @@ def _digits() -> "Dataset":
         buffer = io.BytesIO()
         Image.fromarray(np.round(scan * 255 / 16).astype(np.uint8)).save(buffer, format="PNG")
         encoded.append({"bytes": buffer.getvalue(), "path": None})
-    features = Features({"image": datasets.Image(), "label": ClassLabel(names=[str(d) for d in range(10)])})
+    features = Features(
+        {"image": datasets.Image(), "label": ClassLabel(names=[str(d) for d in range(10)])}
+    )
     return Dataset.from_dict({"image": encoded, "label": bunch.target.tolist()}, features=features)

@@ -1,6 +1,7 @@
 """Frozen features: one clean view per image."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,34 @@ from ssl_views.views import ViewRecipe
 RAW_PIXEL_SIZE = 32
 
 
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Features (N, D) of a training and a test set, with labels (N,) where there are any."""
+
+    train: Tensor
+    test: Tensor
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
+
+
+def labelled_features(
+    model: SSLViewsModel,
+    train: Any,
+    test: Any,
+    *,
+    batch_size: int = 256,
+    on_batch: Callable[[int], object] | None = None,
+) -> LabelledFeatures:
+    """Extract the features of two sets of rows, see `extract_features`, and their labels."""
+    recipe = ViewRecipe.for_config(model.config)
+    return LabelledFeatures(
+        extract_features(model, train, recipe, batch_size=batch_size, on_batch=on_batch),
+        extract_features(model, test, recipe, batch_size=batch_size, on_batch=on_batch),
+        labels_of(train),
+        labels_of(test),
+    )
+
+
 @torch.no_grad()
 def extract_features(
     model: SSLViewsModel,
@@ -21,7 +50,7 @@ def extract_features(
     recipe: ViewRecipe,
     *,
     batch_size: int = 256,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Return the pooled backbone output of one clean view (the largest centred square) per image.
 
@@ -50,7 +79,7 @@ def extract_features(
 
 
 def raw_pixels(rows: Sequence[Any] | Any, recipe: ViewRecipe, batch_size: int = 256) -> Tensor:
-    """Return the normalized pixels of one clean view per image, at most 32 px a side: (N, C * s * s) float32.
+    """Return the normalized pixels of one clean view per image, (N, C * s * s) float32.
 
     The baseline that a backbone has to beat.
     """
@@ -69,7 +98,9 @@ def labels_of(rows: Any) -> Tensor | None:
     return torch.as_tensor(rows["label"][:]) if "label" in rows.column_names else None
 
 
-def _batches(rows: Sequence[Any] | Any, recipe: ViewRecipe, batch_size: int) -> Iterator[list[Tensor]]:
+def _batches(
+    rows: Sequence[Any] | Any, recipe: ViewRecipe, batch_size: int
+) -> Iterator[list[Tensor]]:
     for start in range(0, len(rows), batch_size):
         indices = range(start, min(start + batch_size, len(rows)))
         values = [rows[i]["image"] for i in indices]

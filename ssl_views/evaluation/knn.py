@@ -15,7 +15,7 @@ def knn_accuracy(
     temperature: float = 0.1,
     chunk_size: int = 1000,
 ) -> float:
-    """Return the accuracy of a vote of the k nearest training images, weighted by exp(cosine / temperature).
+    """Return the accuracy of a vote of nearest neighbours, weighted by exp(cosine / temperature).
 
     Args:
         train_features: (N, D).
@@ -36,7 +36,9 @@ def knn_accuracy(
         k = 20 and temperature 0.1 instead of 200 and 0.07.
     """
     if k < 1 or temperature <= 0:
-        raise ValueError(f"k must be >= 1 and temperature > 0; got {k} and {temperature}. 20 and 0.1 are usual.")
+        raise ValueError(
+            f"k must be >= 1 and temperature > 0; got {k} and {temperature}. 20 and 0.1 are usual."
+        )
     train, test = F.normalize(train_features, dim=1), F.normalize(test_features, dim=1)
     num_classes = int(torch.cat([train_labels, test_labels]).max()) + 1
     correct = 0

@@ -16,9 +16,10 @@ def linear_probe_accuracy(
 ) -> float:
     """Return the test accuracy of a linear classifier fitted to the training features.
 
-    Features are standardized with the training mean and standard deviation. The classifier minimises mean cross-entropy +
-    weight_decay / 2 * |W|^2 by full-batch L-BFGS, from zero: the problem is convex, so neither a seed nor a
-    learning rate is involved. Test labels choose nothing.
+    Features are standardized with the training mean and standard deviation. The classifier
+    minimises mean cross-entropy + weight_decay / 2 * |W|^2 by full-batch L-BFGS, from zero: the
+    problem is convex, so neither a seed nor a learning rate is involved. Test labels choose
+    nothing.
 
     Args:
         train_features: (N, D).
@@ -32,7 +33,8 @@ def linear_probe_accuracy(
         A fraction.
 
     Differs from source:
-        arXiv 2312.10725 trains the layer with Adam for 200 epochs on augmented images; this uses one clean view.
+        arXiv 2312.10725 trains the layer with Adam for 200 epochs on augmented images; this uses
+        one clean view.
     """
     mean, std = train_features.mean(dim=0), train_features.std(dim=0).clamp_min(1e-6)
     inputs, test_inputs = (train_features - mean) / std, (test_features - mean) / std
@@ -40,17 +42,21 @@ def linear_probe_accuracy(
     weight = torch.zeros(inputs.shape[1], num_classes, requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=max_iterations, history_size=10, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+        [weight, bias],
+        max_iter=max_iterations,
+        history_size=10,
+        tolerance_grad=1e-5,
+        line_search_fn="strong_wolfe",
     )
 
     def objective() -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(inputs @ weight + bias, train_labels)
         loss = loss + weight_decay / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(objective)  # type: ignore[no-untyped-call]
+    optimizer.step(objective)
     with torch.no_grad():
         predicted = (test_inputs @ weight + bias).argmax(dim=1)
     return float((predicted == test_labels).float().mean())

@@ -2,21 +2,10 @@
 
 from dataclasses import asdict, dataclass
 
-from torch import Tensor
-
+from ssl_views.evaluation.features import LabelledFeatures
 from ssl_views.evaluation.knn import knn_accuracy
 from ssl_views.evaluation.linear_probe import linear_probe_accuracy
 from ssl_views.spectrum import effective_rank
-
-
-@dataclass(frozen=True)
-class LabelledFeatures:
-    """Features (N, D) of a training and a test set, with labels (N,) where there are any."""
-
-    train: Tensor
-    test: Tensor
-    train_labels: Tensor | None = None
-    test_labels: Tensor | None = None
 
 
 @dataclass(frozen=True)

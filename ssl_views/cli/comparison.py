@@ -1,0 +1,50 @@
+"""The table at the end of a run: was it worth it?"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ssl_views.cli.console import metrics_table, protocol_line, say
+from ssl_views.data.sources import take_fraction
+from ssl_views.evaluation.features import LabelledFeatures, labelled_features, raw_pixels
+from ssl_views.evaluation.report import evaluate_features
+from ssl_views.modeling_ssl_views import SSLViewsModel
+from ssl_views.views import ViewRecipe
+
+_TRAIN, _TEST = 5000, 2000
+
+
+class Comparison:
+    """Features of some images before and after training, beside their raw pixels.
+
+    Args:
+        train: rows to compare with; at most 5,000 are used.
+        test: rows to evaluate; at most 2,000 are used.
+    """
+
+    def __init__(self, train: Any, test: Any) -> None:
+        self.train = take_fraction(train, min(1.0, _TRAIN / len(train)))
+        self.test = take_fraction(test, min(1.0, _TEST / len(test)))
+        self._untrained: LabelledFeatures | None = None
+
+    def before(self, model: SSLViewsModel) -> None:
+        """Keep the features of the untrained model."""
+        self._untrained = labelled_features(model, self.train, self.test)
+
+    def report(self, model: SSLViewsModel, output_dir: Path) -> None:
+        """Print the table and write it to summary.json."""
+        recipe = ViewRecipe.for_config(model.config)
+        trained = labelled_features(model, self.train, self.test)
+        pixels = [raw_pixels(rows, recipe) for rows in (self.train, self.test)]
+        compared = {
+            "raw pixels": LabelledFeatures(
+                pixels[0], pixels[1], trained.train_labels, trained.test_labels
+            ),
+            "untrained backbone": self._untrained,
+            "trained backbone": trained,
+        }
+        metrics = {name: evaluate_features(f) for name, f in compared.items() if f is not None}
+        say("\n" + metrics_table(metrics))
+        say(protocol_line(metrics["trained backbone"]))
+        summary = {name: m.as_dict() for name, m in metrics.items()}
+        (output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

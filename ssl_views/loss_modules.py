@@ -1,0 +1,114 @@
+"""Module forms of the losses, and building one by its name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ssl_views.losses import LossTerms, Weight, barlow_twins_loss, kernel_loss, vicreg_loss
+from ssl_views.naming import did_you_mean
+
+
+class BarlowTwinsLoss(nn.Module):
+    """Module form of `barlow_twins_loss`; the arguments are its keyword arguments."""
+
+    def __init__(
+        self,
+        orthogonality_weight: Weight = "auto",
+        *,
+        all_pairs: bool = False,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.orthogonality_weight = orthogonality_weight
+        self.all_pairs = all_pairs
+        self.eps = eps
+
+    def forward(self, embeddings: Tensor) -> LossTerms:
+        """Compute the loss of (V, B, D) embeddings."""
+        return barlow_twins_loss(
+            embeddings, self.orthogonality_weight, all_pairs=self.all_pairs, eps=self.eps
+        )
+
+
+class VICRegLoss(nn.Module):
+    """Module form of `vicreg_loss`; the arguments are its keyword arguments."""
+
+    def __init__(
+        self,
+        *,
+        invariance_weight: float = 25.0,
+        variance_weight: float = 25.0,
+        covariance_weight: float = 1.0,
+        eps: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.invariance_weight = invariance_weight
+        self.variance_weight = variance_weight
+        self.covariance_weight = covariance_weight
+        self.eps = eps
+
+    def forward(self, embeddings: Tensor) -> LossTerms:
+        """Compute the loss of (V, B, D) embeddings."""
+        return vicreg_loss(
+            embeddings,
+            invariance_weight=self.invariance_weight,
+            variance_weight=self.variance_weight,
+            covariance_weight=self.covariance_weight,
+            eps=self.eps,
+        )
+
+
+class KernelLoss(nn.Module):
+    """Module form of `kernel_loss`; the arguments are its keyword arguments."""
+
+    def __init__(self, orthogonality_weight: Weight = "auto") -> None:
+        super().__init__()
+        self.orthogonality_weight = orthogonality_weight
+
+    def forward(self, embeddings: Tensor) -> LossTerms:
+        """Compute the loss of (V, B, D) embeddings."""
+        return kernel_loss(embeddings, self.orthogonality_weight)
+
+
+LOSSES: Mapping[str, type[nn.Module]] = {
+    "barlow_twins": BarlowTwinsLoss,
+    "vicreg": VICRegLoss,
+    "kernel": KernelLoss,
+}
+
+
+def build_loss(
+    name: str, projector_dim: int, orthogonality_weight: Weight = "auto", **loss_args: Any
+) -> nn.Module:
+    """Build a loss module from its name, one orthogonality weight and the loss's own arguments.
+
+    For VICReg a number b sets the invariance and variance weights to 1/(projector_dim * b) and the
+    covariance weight to 1 (arXiv 2312.10725, Fig. 8); "auto" leaves the published 25, 25, 1, which
+    is b = 1/(25 D).
+
+    Raises:
+        ValueError: on an unknown name (the nearest one is proposed) or unknown or conflicting
+            arguments.
+    """
+    if name not in LOSSES:
+        raise ValueError(
+            f"loss must be one of {sorted(LOSSES)}; got {name!r}.{did_you_mean(name, LOSSES)}"
+        )
+    if name != "vicreg":
+        loss_args = {"orthogonality_weight": orthogonality_weight, **loss_args}
+    elif orthogonality_weight != "auto":
+        if loss_args.keys() & {"invariance_weight", "variance_weight", "covariance_weight"}:
+            raise ValueError(
+                "VICReg takes either orthogonality_weight or its own three weights; got both. "
+                "Leave "
+                "orthogonality_weight at 'auto' to set the three."
+            )
+        strength = 1 / (projector_dim * float(orthogonality_weight))
+        loss_args = {"invariance_weight": strength, "variance_weight": strength, **loss_args}
+    try:
+        return LOSSES[name](**loss_args)
+    except TypeError as error:
+        raise ValueError(
+            f"loss_args do not fit {name!r}: {error}. See help(ssl_views.{LOSSES[name].__name__})."
+        ) from error
