@@ -5,7 +5,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ssl_views.losses import LossTerms, Weight, barlow_twins_loss, kernel_loss, vicreg_loss
+from ssl_views.losses import (
+    BARLOW_AUTO,
+    KERNEL_AUTO,
+    VICREG_AUTO,
+    LossTerms,
+    Weight,
+    barlow_twins_loss,
+    kernel_loss,
+    resolve_orthogonality_weight,
+    vicreg_loss,
+)
 from ssl_views.naming import did_you_mean
 
 
@@ -78,6 +88,9 @@ LOSSES: Mapping[str, type[nn.Module]] = {
 }
 
 
+_AUTO = {"barlow_twins": BARLOW_AUTO, "vicreg": VICREG_AUTO, "kernel": KERNEL_AUTO}
+
+
 def build_loss(
     name: str, projector_dim: int, orthogonality_weight: Weight = "auto", **loss_args: Any
 ) -> nn.Module:
@@ -95,16 +108,21 @@ def build_loss(
         raise ValueError(
             f"loss must be one of {sorted(LOSSES)}; got {name!r}.{did_you_mean(name, LOSSES)}"
         )
+    weight = resolve_orthogonality_weight(orthogonality_weight, projector_dim, _AUTO[name])
     if name != "vicreg":
         loss_args = {"orthogonality_weight": orthogonality_weight, **loss_args}
     elif orthogonality_weight != "auto":
         if loss_args.keys() & {"invariance_weight", "variance_weight", "covariance_weight"}:
             raise ValueError(
                 "VICReg takes either orthogonality_weight or its own three weights; got both. "
-                "Leave "
-                "orthogonality_weight at 'auto' to set the three."
+                "Leave orthogonality_weight at 'auto' to set the three."
             )
-        strength = 1 / (projector_dim * float(orthogonality_weight))
+        if weight == 0:
+            raise ValueError(
+                "the orthogonality weight of VICReg must be above 0; got 0. "
+                "Set covariance_weight to 0 instead."
+            )
+        strength = 1 / (projector_dim * weight)
         loss_args = {"invariance_weight": strength, "variance_weight": strength, **loss_args}
     try:
         return LOSSES[name](**loss_args)

@@ -19,6 +19,7 @@ Weight = float | Literal["auto"]
 # invariance term alone would shrink a dimension whose views agree less than half, so its constant
 # is larger.
 BARLOW_AUTO = 5.0
+VICREG_AUTO = 1 / 25  # the published weights
 KERNEL_AUTO = 128.0
 
 
@@ -38,10 +39,10 @@ def resolve_orthogonality_weight(weight: Weight, dim: int, constant: float) -> f
     """Return the number behind an orthogonality weight: itself, or `constant / dim` for "auto"."""
     if weight == "auto":
         return constant / dim
-    if isinstance(weight, str) or weight < 0:
+    if isinstance(weight, str) or not weight >= 0:
         raise ValueError(
             f"orthogonality_weight must be a number >= 0 or 'auto'; got {weight!r}. "
-            f"'auto' would be {constant / dim:.4g} at this dimension."
+            f"'auto' would be {constant / dim:.4g} at D = {dim}."
         )
     return float(weight)
 

@@ -1,5 +1,6 @@
 """The model: a timm backbone, a projector and a multi-view loss, as transformers models."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -47,16 +48,17 @@ class SSLViewsPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise what a checkpoint lacks; what timm initialised is marked and left alone."""
+        """Initialise what a checkpoint lacks: the backbone as timm does, the projector as torch."""
         super()._init_weights(module)
-        initialised = getattr(getattr(module, "weight", None), "_is_hf_initialized", False)
-        if isinstance(module, nn.Linear) and not initialised:
-            module.reset_parameters()
-        for name, value in module.__dict__.pop("_kept_buffers", {}).items():
-            current = module._buffers[name]
-            if current is not None and not current.is_meta:
-                value = value.to(current.device)
-            module._buffers[name] = value
+        kept = module.__dict__.pop("_kept_tensors", None)
+        if kept is None:
+            if isinstance(module, nn.Linear) and not _is_initialised(module.weight):
+                module.reset_parameters()
+            return
+        for name, value in kept.items():
+            tensor = getattr(module, name)
+            if not _is_initialised(tensor):
+                tensor.copy_(value)
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         self.base_model.backbone.set_grad_checkpointing(enable)
@@ -92,7 +94,7 @@ class SSLViewsModel(SSLViewsPreTrainedModel):
             )
         for module in self.backbone.modules():
             if loading:
-                _keep_buffers(module)
+                _keep_tensors(module)
             else:
                 _mark_initialised(module)
         self.post_init()
@@ -127,19 +129,29 @@ class SSLViewsModel(SSLViewsPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pooled)
 
 
-def _keep_buffers(module: nn.Module) -> None:
-    """Keep non-persistent buffers, which from_pretrained empties, for `_init_weights`."""
-    buffers = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
-    kept = {name: value.clone() for name, value in buffers.items() if value is not None}
-    if kept:
-        module.__dict__["_kept_buffers"] = kept
+def _tensors(module: nn.Module, buffers: Iterable[str]) -> dict[str, Tensor]:
+    """Return the parameters and the named buffers of a module, without those of its children."""
+    own = {**module._parameters, **{name: module._buffers[name] for name in buffers}}
+    return {name: tensor for name, tensor in own.items() if tensor is not None}
+
+
+def _keep_tensors(module: nn.Module) -> None:
+    """Keep what timm made, for `_init_weights` to restore what a checkpoint lacks.
+
+    from_pretrained replaces missing parameters and all non-persistent buffers by empty ones.
+    """
+    kept = _tensors(module, module._non_persistent_buffers_set)
+    module.__dict__["_kept_tensors"] = {name: tensor.detach() for name, tensor in kept.items()}
 
 
 def _mark_initialised(module: nn.Module) -> None:
     """Tell transformers to leave what timm has initialised."""
-    for tensor in (*module._parameters.values(), *module._buffers.values()):
-        if tensor is not None:
-            setattr(tensor, "_is_hf_initialized", True)  # noqa: B010 (not a field of Tensor)
+    for tensor in _tensors(module, module._buffers).values():
+        setattr(tensor, "_is_hf_initialized", True)  # noqa: B010 (not a field of Tensor)
+
+
+def _is_initialised(tensor: Tensor) -> bool:
+    return getattr(tensor, "_is_hf_initialized", False)
 
 
 class SSLViewsForPreTraining(SSLViewsPreTrainedModel):

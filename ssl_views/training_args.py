@@ -92,6 +92,8 @@ class SSLViewsTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers allows bf16 without a GPU only if told so
         if self.accelerator_config is None:
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()

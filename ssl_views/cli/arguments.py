@@ -2,8 +2,10 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -120,30 +122,43 @@ def make_parser(
     return parser
 
 
-def read_arguments(parser: HfArgumentParser, argv: list[str]) -> tuple[Any, ...]:
-    """Read flags, after the values of a YAML file if the first word names one; flags win.
+def read_arguments(
+    parser: HfArgumentParser,
+    argv: list[str],
+    presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> tuple[Any, ...]:
+    """Read flags, after the values of a YAML file if the first word names one.
+
+    Args:
+        parser: of a command.
+        argv: words after the command.
+        presets: defaults for a data set of this name; a YAML file wins over them, flags over both.
 
     Raises:
         ValueError: on an unknown YAML key; the nearest names are proposed.
     """
+    values: dict[str, Any] = {}
     if argv and argv[0].endswith((".yaml", ".yml")):
-        path, argv = Path(argv[0]), argv[1:]
-        if not path.is_file():
-            raise ValueError(
-                f"there is no file {str(path)!r}. Give the path of a YAML file, or flags alone."
-            )
-        values = yaml.safe_load(path.read_text()) or {}
-        known = [
-            f.name for arguments in parser.dataclass_types for f in fields(arguments) if f.init
-        ]
-        for key in values:
-            if key not in known:
-                raise ValueError(
-                    f"{path} has an unknown key {key!r}.{did_you_mean(str(key), known)} Keys are "
-                    "the flags of --help."
-                )
+        values, argv = _read_yaml(Path(argv[0]), parser), argv[1:]
         parser.set_defaults(**values)
+    if presets:
+        dataset = parser.parse_known_args(argv)[0].dataset
+        parser.set_defaults(**{**presets.get(dataset, {}), **values})
     return parser.parse_args_into_dataclasses(argv)
+
+
+def _read_yaml(path: Path, parser: HfArgumentParser) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"there is no file {str(path)!r}. Give the path of a YAML file, or flags.")
+    values = yaml.safe_load(path.read_text()) or {}
+    known = [f.name for arguments in parser.dataclass_types for f in fields(arguments) if f.init]
+    for key in values:
+        if key not in known:
+            hint = did_you_mean(str(key), known)
+            raise ValueError(
+                f"{path} has an unknown key {key!r}.{hint} Keys are the flags of --help."
+            )
+    return values
 
 
 def command_line(command: str, *words: str) -> str:

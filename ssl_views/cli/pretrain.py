@@ -43,9 +43,8 @@ def run(argv: list[str]) -> None:
         "ssl-views pretrain run.yaml",
         SourceArguments, ViewArguments, ModelArguments, SSLViewsTrainingArguments,
     )  # fmt: skip
-    if read_arguments(parser, argv)[0].dataset == DIGITS:
-        parser.set_defaults(**_DIGITS_DEFAULTS)
-    source, views, model_args, args = read_arguments(parser, argv)
+    presets = {DIGITS: _DIGITS_DEFAULTS}
+    source, views, model_args, args = read_arguments(parser, argv, presets)
     set_seed(args.seed)
     comparison = None
     if source.streaming:

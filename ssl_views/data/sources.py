@@ -102,7 +102,10 @@ def _open(dataset: str, streaming: bool) -> "Mapping[str, Any]":
     else:
         raise ValueError(f"no file or folder {dataset!r}, and it is not a Hub id. Check the path.")
     if source is None:
-        saved = datasets.load_from_disk(str(path))
+        try:
+            saved = datasets.load_from_disk(str(path))
+        except IndexError as error:  # what datasets raises when there are no rows
+            raise ValueError(f"{dataset} holds no rows. Check the path.") from error
         splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
         return {k: v.to_iterable_dataset() if streaming else v for k, v in splits.items()}
     try:
@@ -113,7 +116,8 @@ def _open(dataset: str, streaming: bool) -> "Mapping[str, Any]":
             "Check the path or the id; a private data set needs `hf auth login`."
         ) from error
     except (
-        datasets.exceptions.DataFilesNotFoundError,
+        FileNotFoundError,
+        ValueError,
         datasets.exceptions.DatasetGenerationError,
     ) as error:
         raise ValueError(
@@ -174,7 +178,9 @@ def _select(splits: Mapping[str, Any], dataset: str, split: str, image_column: s
     if isinstance(features[column], datasets.Image):
         rows = rows.cast_column("image", datasets.Image(decode=False))
     elif not _is_encoded(features[column]) and isinstance(rows, Dataset):
-        rows = rows.with_format("numpy")
+        dtype = getattr(features[column], "dtype", None)
+        options = {"dtype": np.uint8} if dtype == "uint8" else {}  # otherwise numpy gives int64
+        rows = rows.with_format("numpy", columns=["image"], output_all_columns=True, **options)
     return rows
 
 
