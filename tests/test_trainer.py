@@ -1,0 +1,252 @@
+"""Training by the stock Trainer and by ours, on real images."""
+
+import shutil
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments, set_seed
+
+from ssl_views import (
+    EpochCallback,
+    MultiViewCollator,
+    MultiViewDataset,
+    MultiViewIterableDataset,
+    SSLViewsConfig,
+    SSLViewsForPreTraining,
+    SSLViewsTrainer,
+    SSLViewsTrainingArguments,
+    ViewRecipe,
+)
+from ssl_views.data.sources import load_images
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images("digits").shuffle(seed=0).select(range(80))
+
+
+def new_model(**values):
+    set_seed(0)
+    defaults = {"backbone": "test_resnet", "image_size": 32, "num_channels": 1, "num_views": 2}
+    config = SSLViewsConfig(**{**defaults, "projector_dim": 16, "recipe": "digits", **values})
+    return SSLViewsForPreTraining(config)
+
+
+def arguments(output_dir, cls=TrainingArguments, **values):
+    defaults = {
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 16,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "learning_rate": 1e-3,
+        "num_train_epochs": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return cls(str(output_dir), **{**defaults, **values})
+
+
+def parts(model, rows, seed=0):
+    dataset = MultiViewDataset(rows)
+    return {
+        "train_dataset": dataset,
+        "data_collator": MultiViewCollator(ViewRecipe.for_config(model.config), seed),
+        "callbacks": [EpochCallback(dataset)],
+    }
+
+
+def stock(output_dir, rows, model=None, **values):
+    model = model or new_model()
+    return Trainer(model, arguments(output_dir, **values), **parts(model, rows))
+
+
+def ours(output_dir, rows, model=None, probe=None, **values):
+    model = model or new_model()
+    options = parts(model, rows)
+    del options["callbacks"]
+    probe = probe or {}
+    args = arguments(output_dir, SSLViewsTrainingArguments, **values)
+    return SSLViewsTrainer(model, args, **options, **probe)
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_the_stock_trainer_learns_saves_and_loads(digits, tmp_path):
+    trainer = stock(tmp_path, digits, num_train_epochs=8)
+    trainer.train()
+    assert sum(losses(trainer)[-5:]) < 0.8 * sum(losses(trainer)[:5])
+    trainer.save_model()
+    loaded = SSLViewsForPreTraining.from_pretrained(tmp_path)
+    assert_same(loaded.state_dict(), weights(trainer))
+
+
+@pytest.mark.parametrize("trainer_of", [stock, ours])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_resumed_in_mid_epoch_ends_with_the_same_weights(digits, tmp_path, workers, trainer_of):
+    options = {"save_strategy": "steps", "save_steps": 7, "dataloader_num_workers": workers}
+    whole = trainer_of(tmp_path / "run", digits, **options)
+    whole.train()
+    assert whole.state.global_step == 10
+    (tmp_path / "resumed").mkdir()
+    shutil.copytree(tmp_path / "run" / "checkpoint-7", tmp_path / "resumed" / "checkpoint-7")
+    resumed = trainer_of(tmp_path / "resumed", digits, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed)[7:] == losses(whole)[7:]
+    assert_same(weights(resumed), weights(whole))
+
+
+def test_workers_change_no_weight(digits, tmp_path):
+    runs = []
+    for workers in (0, 2):
+        persistent = {"dataloader_persistent_workers": workers > 0}
+        trainer = stock(tmp_path, digits, dataloader_num_workers=workers, **persistent)
+        trainer.train()
+        runs.append(weights(trainer))
+    assert_same(*runs)
+
+
+def test_epochs_bring_new_views(digits, tmp_path):
+    trainer = stock(tmp_path, digits.select(range(16)), learning_rate=0.0)
+    trainer.train()
+    first, second = losses(trainer)
+    assert first != second
+
+
+def test_our_trainer_gives_the_stock_trainers_weights(digits, tmp_path):
+    """Without weight decay the two differ in nothing that touches weights."""
+    runs = []
+    for trainer in (stock(tmp_path, digits), ours(tmp_path, digits, weight_decay=0.0, warmup_steps=0, lr_scheduler_type="linear")):
+        trainer.train()
+        runs.append(weights(trainer))
+    assert_same(*runs)
+
+
+def test_the_stock_trainer_evaluates_without_labels(digits, tmp_path):
+    model = new_model()
+    trainer = Trainer(
+        model,
+        arguments(tmp_path),
+        eval_dataset=MultiViewDataset(digits, epoch=0),
+        data_collator=MultiViewCollator(ViewRecipe.for_config(model.config)),
+    )
+    first = trainer.evaluate()["eval_loss"]
+    assert first > 0
+    assert trainer.evaluate()["eval_loss"] == first  # the same views each time
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"bf16": True},
+        {"gradient_checkpointing": True},
+        {"torch_compile": True, "torch_compile_backend": "aot_eager"},
+    ],
+    ids=["bf16", "gradient_checkpointing", "torch_compile"],
+)
+def test_the_stock_trainers_options_work(digits, tmp_path, option):
+    trainer = stock(tmp_path, digits, num_train_epochs=1, **option)
+    trainer.train()
+    plain = stock(tmp_path, digits, num_train_epochs=1)
+    plain.train()
+    assert losses(trainer) == pytest.approx(losses(plain), rel=0.1 if "bf16" in option else 0.02)
+    assert not any("_orig_mod" in name for name in trainer.model.state_dict())
+
+
+def test_accumulation_does_not_scale_the_loss(digits, tmp_path):
+    one = stock(tmp_path, digits, max_steps=1, gradient_accumulation_steps=1)
+    two = stock(tmp_path, digits, max_steps=1, gradient_accumulation_steps=2)
+    for trainer in (one, two):
+        trainer.train()
+    assert losses(two)[0] == pytest.approx(losses(one)[0], rel=0.3)
+
+
+def test_our_trainer_logs_every_term_and_probes(digits, tmp_path):
+    probe = {
+        "eval_dataset": MultiViewDataset(digits, epoch=0),
+        "probe_train": digits.select(range(60)),
+        "probe_test": digits.select(range(60, 80)),
+    }
+    model = new_model(orthogonality_weight=0.25)
+    trainer = ours(tmp_path, digits, model, probe, eval_strategy="epoch", logging_steps=2)
+    trainer.train()
+    train = [entry for entry in trainer.state.log_history if "loss" in entry]
+    evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(train) == 5
+    assert len(evaluated) == 2
+    for entry, prefix in [*((e, "") for e in train), *((e, "eval_") for e in evaluated)]:
+        total = entry[f"{prefix}invariance"] + 0.25 * entry[f"{prefix}redundancy"]
+        assert entry[f"{prefix}loss"] == pytest.approx(total, rel=1e-4)
+    assert 0 <= evaluated[0]["eval_knn"] <= 1
+    assert 1 <= evaluated[0]["eval_effective_rank"] <= 20
+
+
+def test_only_weights_decay(digits, tmp_path):
+    model = new_model(backbone="vit_tiny_patch16_224")
+    trainer = ours(tmp_path, digits, model)
+    trainer.create_optimizer()
+    decayed = {id(p) for g in trainer.optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.05
+    names = {name for name, p in model.named_parameters() if id(p) in decayed}
+    assert "projector.0.weight" in names
+    assert "ssl_views.backbone.blocks.0.attn.qkv.weight" in names
+    for name, p in model.named_parameters():
+        if p.ndim < 2 or name.endswith(("pos_embed", "cls_token")):
+            assert name not in names
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [({"lars": True}, "Lars"), ({"optim": "sgd"}, "SGD"), ({}, "AdamW")]
+)
+def test_optimizers(digits, tmp_path, option, name):
+    trainer = ours(tmp_path, digits, num_train_epochs=1, learning_rate=0.01, **option)
+    trainer.train()
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    assert type(optimizer).__name__ == name
+    assert all(torch.isfinite(torch.tensor(losses(trainer))))
+
+
+def test_schedule_is_cosine_with_warm_up(digits, tmp_path):
+    trainer = ours(tmp_path, digits, num_train_epochs=4, warmup_steps=0.25)
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert max(rates) == pytest.approx(1e-3, rel=0.05)
+    assert rates.index(max(rates)) in (4, 5)
+    assert rates[-1] < 0.05 * max(rates)
+
+
+def test_a_stream_trains(digits, tmp_path):
+    model = new_model()
+    stream = MultiViewIterableDataset(digits.to_iterable_dataset().shuffle(seed=0, buffer_size=20))
+    trainer = SSLViewsTrainer(
+        model,
+        arguments(tmp_path, SSLViewsTrainingArguments, max_steps=12),
+        train_dataset=stream,
+        data_collator=MultiViewCollator(ViewRecipe.for_config(model.config)),
+    )
+    trainer.train()
+    assert len(losses(trainer)) == 12
+
+
+def test_wrong_set_ups_get_a_sentence(digits, tmp_path):
+    with pytest.raises(ValueError, match=r"got 128 images per train step and 80 images. Lower --per_device_train"):
+        ours(tmp_path, digits, per_device_train_batch_size=128)
+    args = arguments(tmp_path, SSLViewsTrainingArguments)
+    args._n_gpu = 4
+    args.use_cpu = False
+    with pytest.raises(ValueError, match="one process must use one GPU.*got 4. Start with torchrun"):
+        SSLViewsTrainer(new_model(), args)
