@@ -36,9 +36,13 @@ def brute_force(train, train_labels, test, test_labels, k, temperature):
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (20, 0.1), (7, 1.0), (10_000, 0.5)])
 def test_knn_equals_brute_force(k, temperature):
     parts = (*clusters(300, 1), *clusters(120, 2))
-    expected = brute_force(*(p.double().numpy() if p.is_floating_point() else p.numpy() for p in parts), k, temperature)
+    expected = brute_force(
+        *(p.double().numpy() if p.is_floating_point() else p.numpy() for p in parts), k, temperature
+    )
     assert 0.3 < expected < 1
-    assert knn_accuracy(*parts, k=k, temperature=temperature, chunk_size=50) == pytest.approx(expected)
+    assert knn_accuracy(*parts, k=k, temperature=temperature, chunk_size=50) == pytest.approx(
+        expected
+    )
 
 
 def test_wrong_knn_settings_get_a_sentence():

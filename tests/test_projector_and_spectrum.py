@@ -29,7 +29,9 @@ def test_effective_rank_of_known_spectra():
     values = np.array([4.0, 2.0, 1.0, 1.0])
     shares = values / values.sum()
     scaled = orthogonal[:, :4] * torch.from_numpy(values)
-    assert effective_rank(scaled) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+    assert effective_rank(scaled) == pytest.approx(
+        np.exp(-(shares * np.log(shares)).sum()), rel=1e-4
+    )
     assert effective_rank(torch.zeros(5, 3)) < 2
 
 

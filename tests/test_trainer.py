@@ -97,7 +97,9 @@ def test_the_stock_trainer_learns_saves_and_loads(digits, tmp_path):
 
 @pytest.mark.parametrize("trainer_of", [stock, ours])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_resumed_in_mid_epoch_ends_with_the_same_weights(digits, tmp_path, workers, trainer_of):
+def test_a_run_resumed_in_mid_epoch_ends_with_the_same_weights(
+    digits, tmp_path, workers, trainer_of
+):
     options = {"save_strategy": "steps", "save_steps": 7, "dataloader_num_workers": workers}
     whole = trainer_of(tmp_path / "run", digits, **options)
     whole.train()
@@ -130,7 +132,10 @@ def test_epochs_bring_new_views(digits, tmp_path):
 def test_our_trainer_gives_the_stock_trainers_weights(digits, tmp_path):
     """Without weight decay the two differ in nothing that touches weights."""
     runs = []
-    for trainer in (stock(tmp_path, digits), ours(tmp_path, digits, weight_decay=0.0, warmup_steps=0, lr_scheduler_type="linear")):
+    for trainer in (
+        stock(tmp_path, digits),
+        ours(tmp_path, digits, weight_decay=0.0, warmup_steps=0, lr_scheduler_type="linear"),
+    ):
         trainer.train()
         runs.append(weights(trainer))
     assert_same(*runs)
@@ -199,7 +204,9 @@ def test_only_weights_decay(digits, tmp_path):
     model = new_model(backbone="vit_tiny_patch16_224")
     trainer = ours(tmp_path, digits, model)
     trainer.create_optimizer()
-    decayed = {id(p) for g in trainer.optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    decayed = {
+        id(p) for g in trainer.optimizer.param_groups if g["weight_decay"] for p in g["params"]
+    }
     assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.05
     names = {name for name, p in model.named_parameters() if id(p) in decayed}
     assert "projector.0.weight" in names
@@ -223,7 +230,9 @@ def test_optimizers(digits, tmp_path, option, name):
 def test_schedule_is_cosine_with_warm_up(digits, tmp_path):
     trainer = ours(tmp_path, digits, num_train_epochs=4, warmup_steps=0.25)
     trainer.train()
-    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    rates = [
+        entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry
+    ]
     assert max(rates) == pytest.approx(1e-3, rel=0.05)
     assert rates.index(max(rates)) in (4, 5)
     assert rates[-1] < 0.05 * max(rates)
@@ -243,10 +252,14 @@ def test_a_stream_trains(digits, tmp_path):
 
 
 def test_wrong_set_ups_get_a_sentence(digits, tmp_path):
-    with pytest.raises(ValueError, match=r"got 128 images per train step and 80 images. Lower --per_device_train"):
+    with pytest.raises(
+        ValueError, match=r"got 128 images per train step and 80 images. Lower --per_device_train"
+    ):
         ours(tmp_path, digits, per_device_train_batch_size=128)
     args = arguments(tmp_path, SSLViewsTrainingArguments)
     args._n_gpu = 4
     args.use_cpu = False
-    with pytest.raises(ValueError, match="one process must use one GPU.*got 4. Start with torchrun"):
+    with pytest.raises(
+        ValueError, match="one process must use one GPU.*got 4. Start with torchrun"
+    ):
         SSLViewsTrainer(new_model(), args)

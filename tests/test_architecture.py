@@ -1,0 +1,116 @@
+"""Imports go down only, importing is light, and what the documents say runs."""
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ssl_views
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ssl_views"
+FLOORS = [
+    {"naming", "counter_random", "statistics", "view_engine"},
+    {"losses", "loss_modules", "projector", "spectrum", "view_drawing", "views"},
+    {"configuration_ssl_views", "modeling_ssl_views", "data"},
+    {"callbacks", "evaluation", "plots", "trainer", "training_args"},
+    {"export"},
+    {"cli", "__main__"},
+]
+MODULES = sorted(m.name for m in pkgutil.walk_packages([str(PACKAGE)], "ssl_views."))
+
+
+def floor(module):
+    name = module.split(".")[1]
+    return next(number for number, names in enumerate(FLOORS) if name in names)
+
+
+def imports_of(path):
+    """Modules of the package that a file imports, those for type checkers left out."""
+    found = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssl_views."):
+            found.append(node.module)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_only(module):
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for imported in imports_of(path):
+        assert floor(imported) <= floor(module), f"{module} imports {imported}"
+
+
+def test_files_are_short():
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 300, path
+
+
+def test_the_lower_floors_need_torch_only():
+    """F1 and F2 import neither transformers nor timm nor datasets."""
+    for module in MODULES:
+        if floor(module) > 1:
+            continue
+        tree = ast.parse((PACKAGE / f"{module.split('.')[1]}.py").read_text())
+        for node in tree.body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                assert not name.startswith(("transformers", "timm", "datasets")), (module, name)
+
+
+def after_import(code, statement="import ssl_views"):
+    script = f"import sys, warnings\nwarnings.simplefilter('error')\n{statement}\n{code}"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()
+
+
+HEAVY = "print([m for m in ('datasets', 'sklearn', 'matplotlib', 'transformers.trainer') if m in sys.modules])"
+
+
+def test_importing_is_light():
+    base = after_import(HEAVY, "import torch, timm, transformers, transformers.modeling_utils")
+    assert after_import(HEAVY) == base
+    assert "datasets" in after_import(HEAVY, "import ssl_views; ssl_views.SSLViewsTrainer")
+
+
+def test_every_public_name_exists():
+    for name in ssl_views.__all__:
+        assert getattr(ssl_views, name).__doc__, name
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = ssl_views.nothing
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_in_docstrings_run(module):
+    names = {"torch": torch, "np": np, **{n: getattr(ssl_views, n) for n in ssl_views.__all__}}
+    if module == "ssl_views.__main__":
+        return
+    results = doctest.testmod(importlib.import_module(module), extraglobs=names)
+    assert results.failed == 0
+
+
+def test_python_blocks_of_the_readme_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) >= 3
+    names = {}
+    for block in blocks:
+        exec(block, names)
+
+
+def test_the_version_is_one():
+    assert f'version = "{ssl_views.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"## {ssl_views.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,219 @@
+"""The commands, at small size, and what they say about wrong input."""
+
+import json
+
+import pytest
+import yaml
+from PIL import Image
+
+from ssl_views.cli import COMMANDS, main
+
+SMALL = ["--max_steps", "2", "--per_device_train_batch_size", "16", "--backbone", "test_resnet"]
+
+
+def run(capsys, *words):
+    code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("runs") / "digits"
+    assert main(["pretrain", *SMALL, "--output_dir", str(output_dir)]) == 0
+    return output_dir
+
+
+def test_pretrain_compares_and_says_what_is_next(capsys, tmp_path):
+    code, out, _ = run(capsys, "pretrain", *SMALL, "--output_dir", tmp_path / "run")
+    assert code == 0
+    for line in (
+        "raw pixels",
+        "untrained backbone",
+        "trained backbone",
+        "kNN",
+        "linear probe",
+        "effective rank",
+    ):
+        assert line in out
+    assert "1,438 images from digits" in out
+    assert "1,438 images to learn from, 359 to evaluate" in out
+    assert f"evaluate {tmp_path / 'run'} --dataset digits" in out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["raw pixels"]["knn"] > 0.9
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_evaluate_and_export(capsys, trained_run, tmp_path):
+    code, out, _ = run(capsys, "evaluate", trained_run, "--dataset", "digits", "--k", 5)
+    assert code == 0
+    assert "k = 5, temperature 0.1" in out
+    stored = json.loads((trained_run / "evaluation.json").read_text())
+    assert stored["k"] == 5
+    assert f"{100 * stored['knn']:.1f} %" in out
+    assert f"{100 * stored['linear_probe']:.1f} %" in out
+    code, out, _ = run(capsys, "export", trained_run, tmp_path / "encoder")
+    assert code == 0
+    assert f'timm.create_model("local-dir:{tmp_path / "encoder"}", pretrained=True)' in out
+
+
+def test_preview_draws_a_grid(capsys, image_folder, tmp_path):
+    words = ["--dataset", image_folder, "--num_images", 3, "--num_views", 5, "--image_size", 64]
+    code, out, _ = run(capsys, "preview", *words, "--output", tmp_path / "deep" / "views.png")
+    assert code == 0
+    picture = Image.open(tmp_path / "deep" / "views.png")
+    assert picture.size == (6 * 132 + 4, 3 * 132 + 16)  # one column per view and one for the image
+    assert "3 images, 5 views per image, 3 x 64 x 64, recipe cifar" in out
+
+
+def test_a_folder_without_labels(capsys, tmp_path, image_folder):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, path in enumerate(sorted(image_folder.rglob("*.png"))):
+        path.rename(flat / f"{i}.png")
+    code, out, _ = run(
+        capsys, "pretrain", "--dataset", flat, *SMALL, "--output_dir", tmp_path / "run"
+    )
+    assert code == 0
+    assert "no labels, so no accuracy" in out
+
+
+def test_yaml_and_flags(capsys, tmp_path, image_folder):
+    settings = {
+        "dataset": str(image_folder),
+        "backbone": "test_resnet",
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "num_views": 3,
+        "projector_hidden_dims": [8, 8],
+        "projector_dim": 4,
+        "learning_rate": "1e-3",
+        "recipe_args": {"crop_scale": [0.5, 1.0]},
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    code, out, _ = run(
+        capsys,
+        "pretrain",
+        tmp_path / "run.yaml",
+        "--num_views",
+        2,
+        "--loss_args",
+        '{"all_pairs": true}',
+    )
+    assert code == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["num_views"] == 2
+    assert config["projector_hidden_dims"] == [8, 8]
+    assert config["recipe_args"] == {"crop_scale": [0.5, 1.0]}
+    assert config["loss_args"] == {"all_pairs": True}
+    assert "2 views per image" in out
+
+
+def test_fraction_and_streaming(capsys, tmp_path, image_folder):
+    words = ["pretrain", "--dataset", image_folder, "--max_steps", 2, "--backbone", "test_resnet"]
+    words += ["--per_device_train_batch_size", 8, "--output_dir", tmp_path / "run"]
+    code, out, _ = run(capsys, *words, "--fraction", 0.5)
+    assert code == 0
+    assert "12 images from" in out
+    code, out, _ = run(capsys, *words, "--streaming", "--save_strategy", "no")
+    assert code == 0
+    assert "a stream of images from" in out
+
+
+def test_photographs(capsys, photos, tmp_path):
+    words = [
+        "--dataset",
+        photos,
+        "--max_steps",
+        1,
+        "--per_device_train_batch_size",
+        4,
+        "--num_views",
+        2,
+    ]
+    code, out, _ = run(
+        capsys, "pretrain", *words, "--backbone", "test_resnet", "--output_dir", tmp_path
+    )
+    assert code == 0
+    assert "3 x 224 x 224, recipe imagenet" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pretrain", "--backbone", "resnet81"], "got 'resnet81'. Did you mean"),
+        (["pretrain", "--dataset", "no/such/folder/x"], "no file or folder 'no/such/folder/x'"),
+        (
+            ["pretrain", "--image_column", "img"],
+            "no column 'img'; it has image (Image), label (ClassLabel)",
+        ),
+        (["pretrain", "--split", "tran"], "Did you mean 'train'"),
+        (["pretrain", "--num_views", "1"], "num_views must be at least 2; got 1"),
+        (
+            ["pretrain", "--projector_dim", "0"],
+            "projector_dim and projector_hidden_dims must be at least 1",
+        ),
+        (
+            ["pretrain", "--per_device_train_batch_size", "5000"],
+            "got 5000 images per train step and 1438 images",
+        ),
+        (["pretrain", "--fraction", "0"], "fraction must be in (0, 1]"),
+        (["pretrain", "--streaming"], "Set --max_steps"),
+        (
+            ["pretrain", "--streaming", "--max_steps", "2", "--fraction", "0.5"],
+            "Use one of the two",
+        ),
+        (["pretrain", "--recipe_args", "{crop"], "recipe_args must be JSON; got '{crop'"),
+        (["pretrain", "--loss_args", "[1]"], "loss_args must be a JSON object"),
+        (["pretrain", "--orthogonality_weight", "big"], "must be a number or 'auto'; got 'big'"),
+        (["pretrain", "no.yaml"], "there is no file 'no.yaml'"),
+        (
+            ["evaluate", "no/run", "--dataset", "digits"],
+            "'no/run' holds no config.json, so it is not a run",
+        ),
+        (["preview", "--recipe", "cifer"], "Did you mean 'cifar'"),
+        (["pretrian"], "no command 'pretrian'. Did you mean 'pretrain'"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_wrong_input_gets_a_sentence(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()  # nothing was trained
+
+
+def test_a_misspelt_yaml_key_gets_a_sentence(capsys, tmp_path):
+    (tmp_path / "run.yaml").write_text("num_vews: 4\n")
+    code, _, err = run(capsys, "pretrain", tmp_path / "run.yaml")
+    assert code == 2
+    assert "unknown key 'num_vews'. Did you mean 'num_views'" in err
+
+
+def test_an_unreadable_image_is_named(capsys, tmp_path, image_folder):
+    broken = sorted(image_folder.rglob("*.png"))[0]
+    broken.write_bytes(b"not an image")
+    code, _, err = run(capsys, "preview", "--dataset", image_folder, "--output", tmp_path / "v.png")
+    assert code == 2
+    assert "image 0" in err
+    assert broken.name in err
+
+
+def test_our_own_bugs_keep_their_traceback(monkeypatch):
+    import ssl_views.cli.preview as preview
+
+    monkeypatch.setattr(preview, "run", lambda argv: int("not ours"))
+    assert main(["pretrian"]) == 2
+    monkeypatch.setattr(preview, "run", lambda argv: __import__("json").loads("{"))
+    with pytest.raises(ValueError, match="Expecting"):
+        main(["preview"])
+
+
+def test_help_lists_the_commands(capsys):
+    code, out, _ = run(capsys)
+    assert code == 0
+    for command in COMMANDS:
+        assert command in out
