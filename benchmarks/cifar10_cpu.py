@@ -3,8 +3,8 @@
     python benchmarks/cifar10_cpu.py --dataset PATH_OR_HUB_ID
 
 Runs the documented recipe (examples/cifar10_cpu.yaml) once per seed, evaluates with all 50,000
-training images as reference, and writes benchmarks/results/cifar10_cpu.json. Nothing else should run
-meanwhile.
+training images as reference, and writes benchmarks/results/cifar10_cpu.json. Nothing else should
+run meanwhile.
 """
 
 import argparse

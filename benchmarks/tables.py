@@ -34,11 +34,12 @@ def _table(result, names):
 def _footnote(result, more=""):
     metrics = next(value for value in result["runs"][0].values() if isinstance(value, dict))
     versions = ", ".join(f"{p} {result['versions'][p]}" for p in ("torch", "timm", "transformers"))
+    machine = result["machine"]
     seeds = "one seed" if result["n"] == 1 else f"mean (range) of {result['n']} seeds"
     return (
         f"One clean view per image; {metrics['num_train']:,} images to learn from, "
         f"{metrics['num_test']:,} to evaluate; kNN with k = 20, temperature 0.1; {seeds}. "
-        f"{more}{result['machine']['cores']} cores of an {result['machine']['processor']}; {versions}."
+        f"{more}{machine['cores']} cores of an {machine['processor']}; {versions}."
     )
 
 

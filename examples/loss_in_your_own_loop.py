@@ -35,7 +35,8 @@ def main(argv=None):
     loader = DataLoader(
         dataset, batch_size=128, shuffle=True, drop_last=True, collate_fn=MultiViewCollator(recipe)
     )
-    for dataset.epoch in range(args.epochs):
+    for epoch in range(args.epochs):
+        dataset.epoch = epoch
         for batch in loader:
             views = batch["pixel_values"].transpose(0, 1)  # (V, B, C, S, S)
             embeddings = projector(backbone(views.flatten(0, 1))).unflatten(0, views.shape[:2])
@@ -43,9 +44,7 @@ def main(argv=None):
             total.backward()
             optimizer.step()
             optimizer.zero_grad()
-        print(
-            f"epoch {dataset.epoch}:", {name: f"{float(term):.3g}" for name, term in terms.items()}
-        )
+        print(f"epoch {epoch}:", {name: f"{float(term):.3g}" for name, term in terms.items()})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ class EpochCallback(TrainerCallback):
     The stock Trainer needs it; SSLViewsTrainer adds it itself.
 
     Args:
-            dataset: the training data.
+        dataset: the training data.
     """
 
     def __init__(self, dataset: MultiViewDataset) -> None:

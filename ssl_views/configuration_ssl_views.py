@@ -106,10 +106,13 @@ class SSLViewsConfig(PretrainedConfig):
         for key in ("num_classes", "pretrained", "in_chans"):
             if key in self.model_args:
                 raise ValueError(
-                    f"model_args must not hold {key!r}. The model sets it itself: use "
-                    "num_channels for "
-                    "input channels, and pretrained_backbone=True of the model for pretrained "
-                    "weights."
+                    f"model_args must not hold {key!r}; the model sets it itself. Use num_channels for "
+                    "input channels and pretrained_backbone=True for pretrained weights."
+                )
+        for key in ("image_size", "num_views", "num_channels"):
+            if key in self.recipe_args:
+                raise ValueError(
+                    f"recipe_args must not hold {key!r}: it is a field of its own. Set {key}."
                 )
         if self.upscale < 1 or int(self.upscale) != self.upscale:
             raise ValueError(

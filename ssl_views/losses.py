@@ -1,7 +1,7 @@
 """Multi-view non-contrastive losses over embeddings (V, B, D).
 
-All are continuous in the number of views V:
-V = 2 is the published two-view loss, and the same weight means the same strength for every V.
+All are continuous in the number of views V: V = 2 is the published two-view loss, and the same
+weight means the same strength for every V.
 """
 
 from typing import Literal, NamedTuple
@@ -14,10 +14,9 @@ from ssl_views.statistics import center, global_batch, standardize
 Weight = float | Literal["auto"]
 
 # "auto" is constant / D. Barlow Twins: the weights of the authors' CIFAR-10 scripts
-# (kumarkrishna/fastssl@96dfa37) times D have a geometric mean of 2.9, and about 5 for D <= 512. The
-# kernel form puts the same weight on the diagonal of the covariance too: below weight 1/4 the
-# invariance term alone would shrink a dimension whose views agree less than half, so its constant
-# is larger.
+# (kumarkrishna/fastssl@96dfa37) times D have a geometric mean of 2.9, and about 5 for D <= 512.
+# The kernel form needs a larger constant, because its weight also holds up the variance: a
+# dimension whose views correlate by c shrinks to nothing unless the weight is above (1 - c) / 4.
 BARLOW_AUTO = 5.0
 VICREG_AUTO = 1 / 25  # the published weights
 KERNEL_AUTO = 128.0

@@ -203,8 +203,7 @@ def _shift_hue(views: Tensor, turns: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
     hue = (hue / 6 + turns[:, 0]) % 1.0
-    # channel n of HSV -> RGB is v - v s max(0, min(k, 4 - k, 1)) with k = (n + 6 h) mod 6, n = 5,
-    # 3, 1
+    # A channel of RGB is v - v s max(0, min(k, 4 - k, 1)) with k = (n + 6 h) mod 6, n = 5, 3, 1.
     offset = torch.tensor([5.0, 3.0, 1.0], device=views.device).view(1, 3, 1, 1)
     k = (offset + 6 * hue[:, None]) % 6
     ramp = torch.minimum(k, 4 - k).clamp(0, 1)

@@ -79,8 +79,7 @@ class ViewRecipe:
         grayscale_prob: probability of grey.
         blur_prob: probability of a Gaussian blur.
         blur_sigma: smallest and largest standard deviation, output pixels.
-        blur_kernel_size: odd, at most image_size; None is the odd number nearest above a tenth of
-            image_size.
+        blur_kernel_size: odd, below 2 * image_size; None is about a tenth of image_size.
         solarize_prob: probability of inverting pixels of at least 0.5.
         mean: per channel, of pixels in [0, 1], for normalize_channels.
         std: per channel.
@@ -123,8 +122,7 @@ class ViewRecipe:
         if self.image_size < 1 or self.num_channels < 1:
             raise ValueError(
                 f"image_size and num_channels must be at least 1; got {self.image_size} and "
-                f"{self.num_channels}."
-                " Set them to those of your images."
+                f"{self.num_channels}. Set them to those of your images."
             )
         for field in fields(self):
             value = getattr(self, field.name)
@@ -162,8 +160,7 @@ class ViewRecipe:
             elif len(value) != self.num_channels:
                 raise ValueError(
                     f"{name} must have one value per channel ({self.num_channels}); got "
-                    f"{len(value)}. "
-                    "Give that many, or one for all."
+                    f"{len(value)}. Give that many, or one for all."
                 )
         if min(self.std) <= 0:
             raise ValueError(
@@ -178,18 +175,13 @@ class ViewRecipe:
         if self.blur_prob and (kernel % 2 == 0 or not 1 <= kernel <= 2 * self.image_size - 1):
             raise ValueError(
                 f"blur_kernel_size must be odd and below 2 * image_size = {2 * self.image_size}; "
-                f"got {kernel}. "
-                "A tenth of image_size is usual."
+                f"got {kernel}. A tenth of image_size is usual."
             )
 
     @property
     def kernel_size(self) -> int:
         """The blur kernel's side in pixels."""
-        return (
-            self.image_size // 20 * 2 + 1
-            if self.blur_kernel_size is None
-            else self.blur_kernel_size
-        )
+        return self.blur_kernel_size or self.image_size // 20 * 2 + 1
 
     @classmethod
     def named(cls, name: str, **overrides: Any) -> "ViewRecipe":

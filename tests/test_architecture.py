@@ -76,7 +76,8 @@ def after_import(code, statement="import ssl_views"):
     return result.stdout.strip()
 
 
-HEAVY = "print([m for m in ('datasets', 'sklearn', 'matplotlib', 'transformers.trainer') if m in sys.modules])"
+NAMES = ("datasets", "sklearn", "matplotlib", "transformers.trainer")
+HEAVY = f"print([m for m in {NAMES} if m in sys.modules])"
 
 
 def test_importing_is_light():

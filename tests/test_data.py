@@ -144,7 +144,7 @@ def test_sources_without_images_get_a_sentence(tmp_path):
     (tmp_path / "notes" / "a.txt").write_text("hello")
     (tmp_path / "empty").mkdir()
     for folder in ("notes", "empty"):
-        with pytest.raises(ValueError, match="no image|holds no images"):
+        with pytest.raises(ValueError, match=r"no image|holds no images"):
             load_images(str(tmp_path / folder))
     with pytest.raises(ValueError, match=r"a.txt is a file, but not parquet"):
         load_images(str(tmp_path / "notes" / "a.txt"))
@@ -155,7 +155,7 @@ def test_sources_without_images_get_a_sentence(tmp_path):
         tmp_path / "empty.parquet"
     )
     with pytest.raises(
-        ValueError, match="split 'train' of .*empty.parquet is empty|no images that can be read"
+        ValueError, match=r"split 'train' of .*empty.parquet is empty|no images that can be read"
     ):
         load_images(str(tmp_path / "empty.parquet"))
     two = Features({"left": Image(), "right": Image()})

@@ -29,7 +29,8 @@ for folder in sys.argv[2:]:
             "timm": by_timm(x), "auto": by_auto(x).pooler_output,
             "timm_state": by_timm.state_dict(), "auto_state": by_auto.timm_model.state_dict(),
             "size": processor.data_config["input_size"],
-            "same_pixels": x.shape[1] == 5 or torch.equal(transform(picture), processor(picture)["pixel_values"][0]),
+            "same_pixels": x.shape[1] == 5
+            or torch.equal(transform(picture), processor(picture)["pixel_values"][0]),
         }
 torch.save(results, sys.argv[1])
 """

@@ -125,5 +125,5 @@ def test_an_unreadable_image_is_named():
 
 def test_a_stream_of_arrays_gets_a_sentence():
     stream = MultiViewIterableDataset([{"image": np.zeros((8, 8), dtype=np.uint8)}])
-    with pytest.raises(ImageError, match="must be encoded bytes; got ndarray. Turn streaming off"):
+    with pytest.raises(ImageError, match=r"must be encoded bytes; got ndarray. Turn streaming off"):
         next(iter(stream))

@@ -281,7 +281,7 @@ def test_wrong_loss_settings_get_a_sentence():
         barlow_twins_loss(embeddings(2, 8, 4), -1)
     with pytest.raises(ValueError, match=r"got 'barlow'.*Did you mean 'barlow_twins'"):
         build_loss("barlow", 8)
-    with pytest.raises(ValueError, match="loss_args do not fit 'kernel'.*all_pairs"):
+    with pytest.raises(ValueError, match=r"loss_args do not fit 'kernel'.*all_pairs"):
         build_loss("kernel", 8, all_pairs=True)
     with pytest.raises(ValueError, match="either orthogonality_weight or its own three weights"):
         build_loss("vicreg", 8, 0.1, variance_weight=3.0)

@@ -92,7 +92,7 @@ def test_any_backbone_and_channel_count_learns(backbone, num_channels):
 
 
 def test_views_of_an_image_stay_together():
-    """Rows of the backbone batch are views first; embeddings [v, b] belong to pixel_values [b, v]."""
+    """Rows of the backbone are views first; embeddings [v, b] belong to pixel_values [b, v]."""
     model = SSLViewsForPreTraining(config()).eval()
     pixels = torch.randn(3, 2, 3, 32, 32)
     embeddings = model(pixels).embeddings
@@ -198,6 +198,7 @@ def test_gradient_checkpointing_keeps_the_gradient():
         ({"loss_args": {"temperature": 1}}, "loss_args do not fit 'barlow_twins'"),
         ({"recipe": "imagnet"}, "Did you mean 'imagenet'"),
         ({"recipe_args": {"hu": 0.1}}, "no number 'hu'"),
+        ({"recipe_args": {"num_views": 8}}, "recipe_args must not hold 'num_views'"),
         ({"projecter_dim": 8}, "no field 'projecter_dim'. Did you mean 'projector_dim'"),
     ],
 )

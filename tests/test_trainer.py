@@ -260,6 +260,6 @@ def test_wrong_set_ups_get_a_sentence(digits, tmp_path):
     args._n_gpu = 4
     args.use_cpu = False
     with pytest.raises(
-        ValueError, match="one process must use one GPU.*got 4. Start with torchrun"
+        ValueError, match=r"one process must use one GPU.*got 4. Start with torchrun"
     ):
         SSLViewsTrainer(new_model(), args)

@@ -104,8 +104,7 @@ def describe_views(config: SSLViewsConfig) -> str:
     enlarged = f", enlarged {config.upscale} times" if config.upscale > 1 else ""
     return (
         f"{recipe.num_views} views per image, {recipe.num_channels} x {recipe.image_size} x "
-        f"{recipe.image_size}"
-        f"{enlarged}, recipe {config.recipe}"
+        f"{recipe.image_size}{enlarged}, recipe {config.recipe}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Loss and gradient do not depend on how the batch is cut over processes (gloo, real collectives)."""
+"""Loss and gradient do not depend on how the batch is cut over processes (real collectives)."""
 
 import datetime
 import os
