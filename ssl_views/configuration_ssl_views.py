@@ -106,8 +106,8 @@ class SSLViewsConfig(PretrainedConfig):
         for key in ("num_classes", "pretrained", "in_chans"):
             if key in self.model_args:
                 raise ValueError(
-                    f"model_args must not hold {key!r}; the model sets it itself. Use num_channels for "
-                    "input channels and pretrained_backbone=True for pretrained weights."
+                    f"model_args must not hold {key!r}; the model sets it itself. Use num_channels "
+                    "for input channels and pretrained_backbone=True for pretrained weights."
                 )
         for key in ("image_size", "num_views", "num_channels"):
             if key in self.recipe_args:
