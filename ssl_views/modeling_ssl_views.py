@@ -81,6 +81,9 @@ class SSLViewsModel(SSLViewsPreTrainedModel):
         torch.Size([2, 96])
     """
 
+    # A training checkpoint holds the projector too; leaving it out is not worth a warning.
+    _keys_to_ignore_on_load_unexpected = [r"^projector\."]  # noqa: RUF012 (as transformers has it)
+
     def __init__(self, config: SSLViewsConfig, pretrained_backbone: bool = False) -> None:
         super().__init__(config)
         # from_pretrained builds on the meta device, where timm could not compute its buffers.

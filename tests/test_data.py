@@ -67,6 +67,16 @@ def test_parquet_file_folder_and_saved_dataset(tmp_path):
     assert load_images(str(tmp_path / "saved"), image_column="photo").column_names[0] == "image"
 
 
+def test_integer_labels_are_labels(tmp_path):
+    image = encoded(PILImage.fromarray(RGB))
+    columns = {"image": [image] * 3, "label": [4, 0, 4], "other": ["a", "b", "c"]}
+    Dataset.from_dict(columns).to_parquet(tmp_path / "plain.parquet")
+    rows = load_images(str(tmp_path / "plain.parquet"))
+    assert rows.column_names == ["image", "label"]
+    assert rows["label"] == [4, 0, 4]
+    assert decode_image(rows[0]["image"], 3).shape == (3, 20, 24)
+
+
 def test_arrays_of_any_channel_count(tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (6, 10, 12, 5), dtype=np.uint8)
     features = Features({"image": Array3D((10, 12, 5), "uint8")})

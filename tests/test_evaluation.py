@@ -128,3 +128,5 @@ def test_labels_of_rows():
     rows = load_images("digits")
     assert labels_of(rows).tolist() == rows["label"]
     assert labels_of(rows.select_columns(["image"])) is None
+    unlabelled = rows.select(range(3)).remove_columns("label").add_column("label", [0, -1, 2])
+    assert labels_of(unlabelled) is None

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from transformers.utils import logging
+
 from ssl_views.naming import did_you_mean
 
 COMMANDS = {
@@ -27,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
             f"ssl-views: no command {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}\n{usage}\n"
         )
         return 2
+    logging.disable_progress_bar()  # of loading and saving weights, which takes no time here
     try:
         importlib.import_module(f"ssl_views.cli.{argv[0]}").run(argv[1:])
     except ValueError as error:

@@ -33,7 +33,7 @@ def load_images(
         streaming: read while training; the data set needs no disk and has no length.
 
     Returns:
-        Rows {"image": encoded, "label": int}, the label only where there are ClassLabel labels.
+        Rows {"image": encoded, "label": int}, the label only where a column holds classes.
 
     Raises:
         ValueError: if the source, the split or the column does not exist, or there are no rows.
@@ -168,8 +168,7 @@ def _select(splits: Mapping[str, Any], dataset: str, split: str, image_column: s
             f"column {column!r} of {dataset} does not hold images; the columns are "
             f"{_describe(features)}. Set --image_column."
         )
-    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    label = "label" if "label" in labels else labels[0] if labels else None
+    label = _find_label_column(features)
     rows = rows.select_columns([column] if label is None else [column, label])
     if column != "image":
         rows = rows.rename_column(column, "image")
@@ -182,6 +181,15 @@ def _select(splits: Mapping[str, Any], dataset: str, split: str, image_column: s
         options = {"dtype": np.uint8} if dtype == "uint8" else {}  # otherwise numpy gives int64
         rows = rows.with_format("numpy", columns=["image"], output_all_columns=True, **options)
     return rows
+
+
+def _find_label_column(features: "Features") -> str | None:
+    """Return "label" if it holds classes or integers, else the first column of classes."""
+    label = features.get("label")
+    if isinstance(label, Value) and label.dtype.lstrip("u").startswith("int"):
+        return "label"
+    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    return "label" if "label" in labels else next(iter(labels), None)
 
 
 def _is_encoded(feature: Any) -> bool:

@@ -94,8 +94,11 @@ def raw_pixels(rows: Sequence[Any] | Any, recipe: ViewRecipe, batch_size: int = 
 
 
 def labels_of(rows: Any) -> Tensor | None:
-    """Return the labels (N,) int64 of rows, or None where they have none."""
-    return torch.as_tensor(rows["label"][:]) if "label" in rows.column_names else None
+    """Return the labels (N,) int64 of rows, or None where they have none or one is negative."""
+    if "label" not in rows.column_names:
+        return None
+    labels = torch.as_tensor(rows["label"][:])
+    return None if (labels < 0).any() else labels
 
 
 def _batches(
