@@ -66,7 +66,8 @@ class ProgressBar(TrainerCallback):
         if "loss" in logs:
             step, since = self._mark
             now = time.perf_counter()
-            images = (state.global_step - step) * args.train_batch_size * args.world_size
+            batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            images = (state.global_step - step) * batch
             self._mark = (state.global_step, now)
             self._bar.set_postfix_str(
                 f"loss {logs['loss']:.4g}, {images / (now - since):,.0f} images/s"

@@ -103,18 +103,18 @@ class SSLViewsConfig(PretrainedConfig):
                 f"backbone must be an architecture of timm; got {self.backbone!r}.{hint} "
                 "timm.list_models('*resnet*') lists names."
             )
-        for key in ("num_classes", "pretrained", "in_chans"):
+        for key in ("num_classes", "pretrained", "in_chans", "img_size"):
             if key in self.model_args:
                 raise ValueError(
-                    f"model_args must not hold {key!r}; the model sets it itself. Use num_channels "
-                    "for input channels and pretrained_backbone=True for pretrained weights."
+                    f"model_args must not hold {key!r}, which the model sets. Use num_channels, "
+                    "image_size, or pretrained_backbone=True."
                 )
         for key in ("image_size", "num_views", "num_channels"):
             if key in self.recipe_args:
                 raise ValueError(
                     f"recipe_args must not hold {key!r}: it is a field of its own. Set {key}."
                 )
-        if self.upscale < 1 or int(self.upscale) != self.upscale:
+        if not isinstance(self.upscale, int) or self.upscale < 1:
             raise ValueError(
                 f"upscale must be a whole number >= 1; got {self.upscale}. 1 leaves views as they "
                 "are."
@@ -124,7 +124,7 @@ class SSLViewsConfig(PretrainedConfig):
                 "projector_dim and projector_hidden_dims must be at least 1; got "
                 f"{self.projector_dim} and {self.projector_hidden_dims}. 256 is a good start."
             )
-        build_loss(self.loss, self.projector_dim, self.orthogonality_weight, **self.loss_args)
+        build_loss(self.loss, self.projector_dim, self.orthogonality_weight, self.loss_args)
 
     @property
     def backbone_args(self) -> dict[str, Any]:

@@ -30,6 +30,9 @@ def encoder_config(model: SSLViewsModel) -> dict[str, Any]:
     """Return the config.json that both loaders read."""
     config = model.config
     model_args = {k: v for k, v in config.backbone_args.items() if k not in _TRAINING_ONLY}
+    # timm needs the names of these layers to give the encoder another head or number of channels.
+    timm_cfg = model.backbone.pretrained_cfg
+    layers = {key: timm_cfg[key] for key in ("classifier", "first_conv") if timm_cfg.get(key)}
     global_pool = getattr(model.backbone, "global_pool", None)
     return {
         "architecture": config.backbone,
@@ -41,7 +44,12 @@ def encoder_config(model: SSLViewsModel) -> dict[str, Any]:
         "label_names": [],
         "dtype": "float32",
         "model_args": model_args,
-        "pretrained_cfg": {**config.pretrained_cfg, "num_classes": 0, "custom_load": False},
+        "pretrained_cfg": {
+            **config.pretrained_cfg,
+            **layers,
+            "num_classes": 0,
+            "custom_load": False,
+        },
         **({"global_pool": global_pool} if isinstance(global_pool, str) else {}),
     }
 
@@ -97,13 +105,12 @@ def encoder_card(model: SSLViewsModel) -> str:
     )
     side = config.image_size * config.upscale
     parameters = sum(p.numel() for p in model.backbone.parameters())
-    enlarged = (
-        f"\nIt was trained on {config.image_size} px views enlarged {config.upscale} times; its "
-        "loaders resize images "
-        f"straight to {side} px.\n"
-        if config.upscale > 1
-        else ""
-    )
+    enlarged = ""
+    if config.upscale > 1:
+        enlarged = (
+            f"\nTrained on {config.image_size} px views enlarged {config.upscale} times. Its "
+            f"loaders resize images straight to {side} px.\n"
+        )
     return f"""---
 {data.to_yaml()}
 ---

@@ -92,7 +92,10 @@ _AUTO = {"barlow_twins": BARLOW_AUTO, "vicreg": VICREG_AUTO, "kernel": KERNEL_AU
 
 
 def build_loss(
-    name: str, projector_dim: int, orthogonality_weight: Weight = "auto", **loss_args: Any
+    name: str,
+    projector_dim: int,
+    orthogonality_weight: Weight = "auto",
+    loss_args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a loss module from its name, one orthogonality weight and the loss's own arguments.
 
@@ -108,6 +111,9 @@ def build_loss(
         raise ValueError(
             f"loss must be one of {sorted(LOSSES)}; got {name!r}.{did_you_mean(name, LOSSES)}"
         )
+    loss_args = dict(loss_args or {})
+    if "orthogonality_weight" in loss_args:
+        raise ValueError("loss_args must not hold 'orthogonality_weight'. Set the field itself.")
     weight = resolve_orthogonality_weight(orthogonality_weight, projector_dim, _AUTO[name])
     if name != "vicreg":
         loss_args = {"orthogonality_weight": orthogonality_weight, **loss_args}

@@ -87,8 +87,8 @@ def barlow_twins_loss(
         embeddings: (V, B, D), V >= 2, any float dtype; half precision is computed in float32. B is
             this process's batch; the statistics are those of all processes.
         orthogonality_weight: weight of the redundancy term; "auto" is 5 / D.
-        all_pairs: average the two-view loss over all pairs of views instead; costs V/2 times as
-            much.
+        all_pairs: average the two-view loss over all pairs of views instead; costs (V-1)/2
+            times as much.
         eps: added to the variance, inside the root.
 
     Returns:
@@ -249,6 +249,8 @@ def kernel_loss(embeddings: Tensor, orthogonality_weight: Weight = "auto") -> Lo
         rows = batch.flatten(0, 1)
         rows = rows - rows.mean(dim=0)
         covariance = rows.T @ rows / (num_views * num_images)
-        orthogonality = (covariance - torch.eye(dim).to(covariance)).square().sum()
+        orthogonality = (
+            (covariance - torch.eye(dim, dtype=batch.dtype, device=batch.device)).square().sum()
+        )
         terms = {"invariance": invariance, "orthogonality": orthogonality}
         return LossTerms(invariance + weight * orthogonality, terms)

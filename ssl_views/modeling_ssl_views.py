@@ -60,6 +60,12 @@ class SSLViewsPreTrainedModel(PreTrainedModel):
             if not _is_initialised(tensor):
                 tensor.copy_(value)
 
+    def initialize_weights(self) -> None:
+        """Initialise all modules, then let go of what was kept for those that lacked nothing."""
+        super().initialize_weights()
+        for module in self.modules():
+            module.__dict__.pop("_kept_tensors", None)
+
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         self.base_model.backbone.set_grad_checkpointing(enable)
 
@@ -89,12 +95,7 @@ class SSLViewsModel(SSLViewsPreTrainedModel):
         # from_pretrained builds on the meta device, where timm could not compute its buffers.
         loading = torch.empty(0).device.type == "meta"
         with torch.device("cpu") if loading else nullcontext():
-            self.backbone: Any = timm.create_model(
-                config.backbone,
-                pretrained=pretrained_backbone,
-                num_classes=0,
-                **config.backbone_args,
-            )
+            self.backbone = _create_backbone(config, pretrained_backbone)
         for module in self.backbone.modules():
             if loading:
                 _keep_tensors(module)
@@ -130,6 +131,16 @@ class SSLViewsModel(SSLViewsPreTrainedModel):
         features = self.backbone.forward_features(pixel_values)
         pooled = self.backbone.forward_head(features)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pooled)
+
+
+def _create_backbone(config: SSLViewsConfig, pretrained: bool) -> Any:
+    args = config.backbone_args
+    try:
+        return timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **args)
+    except TypeError as error:  # an argument that the architecture does not have
+        raise ValueError(
+            f"model_args do not fit {config.backbone!r}: {error}. They were {config.model_args}."
+        ) from error
 
 
 def _tensors(module: nn.Module, buffers: Iterable[str]) -> dict[str, Tensor]:
@@ -178,7 +189,7 @@ class SSLViewsForPreTraining(SSLViewsPreTrainedModel):
             self.ssl_views.representation_dim, config.projector_dim, config.projector_hidden_dims
         )
         self.loss = build_loss(
-            config.loss, config.projector_dim, config.orthogonality_weight, **config.loss_args
+            config.loss, config.projector_dim, config.orthogonality_weight, config.loss_args
         )
         self.post_init()
 

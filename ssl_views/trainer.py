@@ -1,11 +1,12 @@
 """A Trainer that logs every term, decays only weights, knows LARS, and probes in evaluation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from timm.optim.lars import Lars
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import Trainer
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
 
 from ssl_views.callbacks import EpochCallback, ProgressBar
@@ -38,7 +39,8 @@ def _check_batch_fits(
     name: str, dataset: Any, batch_size: int, args: SSLViewsTrainingArguments
 ) -> None:
     batch_size *= args.world_size
-    if args.dataloader_drop_last and hasattr(dataset, "__len__") and len(dataset) < batch_size:
+    sized = isinstance(dataset, Sized) and not isinstance(dataset, Mapping)
+    if args.dataloader_drop_last and sized and len(dataset) < batch_size:
         raise ValueError(
             f"a batch must not be larger than the data set; got {batch_size} images per {name} "
             f"step and {len(dataset)} images. Lower --per_device_{name}_batch_size."
@@ -75,7 +77,8 @@ class SSLViewsTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         _check_batch_fits("train", kwargs.get("train_dataset"), args.train_batch_size, args)
-        _check_batch_fits("eval", kwargs.get("eval_dataset"), args.eval_batch_size, args)
+        if args.eval_strategy != "no":
+            _check_batch_fits("eval", kwargs.get("eval_dataset"), args.eval_batch_size, args)
         if args.n_gpu > 1:
             raise ValueError(
                 "one process must use one GPU, or the loss would see a part of the batch only; got "
@@ -87,9 +90,8 @@ class SSLViewsTrainer(Trainer):
         super().__init__(model, args, **kwargs)
         if isinstance(self.train_dataset, MultiViewDataset):
             self.add_callback(EpochCallback(self.train_dataset))
-        for callback in (ProgressCallback, PrinterCallback):
-            self.remove_callback(callback)
         if not args.disable_tqdm:
+            self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
             self.add_callback(ProgressBar())
         self.probe_train, self.probe_test = probe_train, probe_test
         self._train_terms, self._eval_terms = _Means(), _Means()

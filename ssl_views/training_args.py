@@ -67,7 +67,7 @@ class SSLViewsTrainingArguments(TrainingArguments):
         metadata={"help": "Processes that decode images and render views."},
     )
     dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available,
+        default=torch.cuda.is_available(),
         metadata={"help": "Copy batches to pinned memory, for a GPU."},
     )
     remove_unused_columns: bool = field(
@@ -81,13 +81,14 @@ class SSLViewsTrainingArguments(TrainingArguments):
     )
     accelerator_config: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Of accelerate; by default each process reads its own part of a stream."},
+        metadata={"help": "Of accelerate; by default each process reads a stream itself."},
     )
     lars: bool = field(
         default=False,
         metadata={
-            "help": "Train with LARS (momentum 0.9, trust coefficient 1e-3) instead of --optim; "
-            "for batches of thousands."
+            "help": "Train with LARS (momentum 0.9, trust coefficient 1e-3) instead of --optim, "
+            "for batches of thousands. Also set --learning_rate (0.2 per 256 images) and a small "
+            "--weight_decay."
         },
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_views.counter_random import uniforms
-from ssl_views.view_engine import HUE, SATURATION, ViewRecords
+from ssl_views.view_engine import HUE, ViewRecords
 
 if TYPE_CHECKING:
     from ssl_views.views import ViewRecipe
@@ -53,9 +53,8 @@ def draw_records(
         _ORDERS[(order * len(_ORDERS)).astype(np.int64)],
         -1,
     )
-    if recipe.num_channels != 3:
-        operations[(operations == SATURATION) | (operations == HUE)] = -1
     strength = np.array([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
+    operations = np.where(strength[operations] > 0, operations, -1)  # the others change nothing
     low, high = np.maximum(1 - strength, 0), 1 + strength
     low[HUE], high[HUE] = -recipe.hue, recipe.hue
     smallest, largest = recipe.blur_sigma

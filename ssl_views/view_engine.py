@@ -5,6 +5,7 @@ of each operation is that of `torchvision.transforms.v2.functional` on float ten
 antialias.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -99,9 +100,9 @@ def render(
     views = torch.empty(
         (len(images), num_views, channels, size, size), device=images[0].device, dtype=torch.float32
     )
-    on_cpu = views.device.type == "cpu"
-    at_once = max(1, _CACHE_BYTES // (views[0].numel() * 4)) if on_cpu else len(images)
-    for group in groups.values():
+    for shape, group in groups.items():
+        floats = max(views[0].numel(), math.prod(shape))
+        at_once = max(1, _CACHE_BYTES // (4 * floats)) if views.device.type == "cpu" else len(group)
         for start in range(0, len(group), at_once):
             members = group[start : start + at_once]
             chunk, part = torch.stack([images[i] for i in members]), records.rows(members)

@@ -35,11 +35,22 @@ def floor(module):
 
 def imports_of(path):
     """Modules of the package that a file imports, those for type checkers left out."""
+    tree = ast.parse(path.read_text())
+    checked = [
+        n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)
+    ]
+    skipped = {id(inner) for node in checked for inner in ast.walk(node)}
     found = []
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssl_views."):
-            found.append(node.module)
-    return found
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "ssl_views":
+            found += [f"ssl_views.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append(node.module or "")
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return [name for name in found if name.startswith("ssl_views.")]
 
 
 @pytest.mark.parametrize("module", MODULES)

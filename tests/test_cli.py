@@ -167,10 +167,19 @@ def test_photographs(capsys, photos, tmp_path):
         (["pretrain", "--recipe_args", "{crop"], "recipe_args must be JSON; got '{crop'"),
         (["pretrain", "--loss_args", "[1]"], "loss_args must be a JSON object"),
         (["pretrain", "--orthogonality_weight", "big"], "must be a number or 'auto'; got 'big'"),
+        (
+            ["pretrain", "--num_vews", "4"],
+            "has no argument '--num_vews'. Did you mean '--num_views'",
+        ),
+        (["pretrain", "--resume_from_checkpoint", "true"], "holds no checkpoint to resume from"),
+        (
+            ["pretrain", "--streaming", "--max_steps", "2", "--test_split", "a"],
+            "test_split would be ignored",
+        ),
         (["pretrain", "no.yaml"], "there is no file 'no.yaml'"),
         (
             ["evaluate", "no/run", "--dataset", "digits"],
-            "'no/run' holds no config.json, so it is not a run",
+            "'no/run' holds no config.json of a run",
         ),
         (["preview", "--recipe", "cifer"], "Did you mean 'cifar'"),
         (["pretrian"], "no command 'pretrian'. Did you mean 'pretrain'"),
@@ -202,11 +211,43 @@ def test_an_unreadable_image_is_named(capsys, tmp_path, image_folder):
     assert broken.name in err
 
 
+def test_an_unreadable_image_is_named_by_a_worker_too(capsys, tmp_path, image_folder):
+    broken = sorted(image_folder.rglob("*.png"))[29]
+    broken.write_bytes(b"not an image")
+    words = ["--dataset", image_folder, "--max_steps", 9, "--per_device_train_batch_size", 8]
+    words += ["--backbone", "test_resnet", "--dataloader_num_workers", 1, "--streaming"]
+    code, _, err = run(capsys, "pretrain", *words, "--output_dir", tmp_path)
+    assert code == 2
+    assert broken.name in err
+
+
+def test_an_encoder_folder_is_not_a_run(capsys, trained_run, tmp_path):
+    assert run(capsys, "export", trained_run, tmp_path / "encoder")[0] == 0
+    code, _, err = run(capsys, "evaluate", tmp_path / "encoder", "--dataset", "digits")
+    assert code == 2
+    assert "holds no config.json of a run" in err
+
+
+def test_a_run_is_resumed(capsys, tmp_path):
+    words = [
+        "pretrain",
+        *SMALL,
+        "--output_dir",
+        tmp_path,
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        1,
+    ]
+    assert run(capsys, *words)[0] == 0
+    code, _, _ = run(capsys, *words, "--max_steps", 3, "--resume_from_checkpoint", "true")
+    assert code == 0
+    assert (tmp_path / "checkpoint-3").is_dir()
+
+
 def test_our_own_bugs_keep_their_traceback(monkeypatch):
     import ssl_views.cli.preview as preview
 
-    monkeypatch.setattr(preview, "run", lambda argv: int("not ours"))
-    assert main(["pretrian"]) == 2
     monkeypatch.setattr(preview, "run", lambda argv: __import__("json").loads("{"))
     with pytest.raises(ValueError, match="Expecting"):
         main(["preview"])

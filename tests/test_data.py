@@ -41,7 +41,7 @@ def test_image_folder(image_folder):
 def test_flat_folder_has_no_labels(tmp_path):
     for i in range(3):
         PILImage.fromarray(RGB).save(tmp_path / f"{i}.png")
-    assert load_images(str(tmp_path)).column_names == ["image"]
+    assert load_images(str(tmp_path)).column_names == ["image", "index"]
 
 
 def test_parquet_file_folder_and_saved_dataset(tmp_path):
@@ -60,7 +60,7 @@ def test_parquet_file_folder_and_saved_dataset(tmp_path):
     DatasetDict(train=rows, test=rows.select([0])).save_to_disk(tmp_path / "saved_splits")
     for source in ("parquet", "parquet/train.parquet", "saved", "saved_splits"):
         loaded = load_images(str(tmp_path / source))
-        assert loaded.column_names == ["image", "label"], source
+        assert loaded.column_names == ["image", "label", "index"], source
         assert loaded["label"] == [0, 1, 0, 1]
         assert np.array_equal(decode_image(loaded[3]["image"], 3).permute(1, 2, 0), RGB)
     assert len(load_images(str(tmp_path / "saved_splits"), split="test")) == 1
@@ -72,7 +72,7 @@ def test_integer_labels_are_labels(tmp_path):
     columns = {"image": [image] * 3, "label": [4, 0, 4], "other": ["a", "b", "c"]}
     Dataset.from_dict(columns).to_parquet(tmp_path / "plain.parquet")
     rows = load_images(str(tmp_path / "plain.parquet"))
-    assert rows.column_names == ["image", "label"]
+    assert rows.column_names == ["image", "label", "index"]
     assert rows["label"] == [4, 0, 4]
     assert decode_image(rows[0]["image"], 3).shape == (3, 20, 24)
 
@@ -113,6 +113,18 @@ def test_fraction_is_seeded_and_stratified():
         [0.5] * 10, abs=0.01
     )
     assert len(take_fraction(rows, 1.0)) == 1797
+    assert [rows[i]["image"] for i in half["index"][:20]] == half["image"][:20]
+
+
+def test_small_classes_are_held_out_together(tmp_path):
+    """Fifty classes of two images: a fifth of each is less than one, of all it is twenty."""
+    image = encoded(PILImage.fromarray(RGB))
+    Dataset.from_dict({"image": [image] * 100, "label": sorted([*range(50)] * 2)}).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    train, test = load_train_and_test(str(tmp_path / "a.parquet"))
+    assert (len(train), len(test)) == (80, 20)
+    assert max(np.bincount(test["label"])) == 1
 
 
 def test_streaming_gives_the_same_rows(image_folder):
@@ -236,6 +248,17 @@ def test_modes_are_converted():
 def test_unusable_images_get_a_sentence(value, message):
     with pytest.raises(ImageError, match=message):
         decode_image(value, 3)
+
+
+def test_null_labels_are_no_labels(tmp_path):
+    from ssl_views.evaluation.features import labels_of
+
+    image = encoded(PILImage.fromarray(RGB))
+    columns = {"image": [image] * 10, "label": [None, *range(9)]}
+    Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
+    train, test = load_train_and_test(str(tmp_path / "a.parquet"))
+    assert len(train) + len(test) == 10
+    assert labels_of(load_images(str(tmp_path / "a.parquet"))) is None
 
 
 def test_hub_ids_are_read_from_the_hub(monkeypatch):

@@ -33,7 +33,9 @@ def brute_force(train, train_labels, test, test_labels, k, temperature):
     return correct / len(test)
 
 
-@pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (20, 0.1), (7, 1.0), (10_000, 0.5)])
+@pytest.mark.parametrize(
+    ("k", "temperature"), [(1, 0.1), (20, 0.1), (7, 1.0), (10_000, 0.5), (20, 0.01)]
+)
 def test_knn_equals_brute_force(k, temperature):
     parts = (*clusters(300, 1), *clusters(120, 2))
     expected = brute_force(
@@ -70,8 +72,7 @@ def test_weight_decay_is_chosen_where_it_matters():
     parts = (features[:60], labels[:60], features[60:], labels[60:])
     chosen = linear_probe_accuracy(*parts)
     weakest = linear_probe_accuracy(*parts, weight_decay=1e-4)
-    assert chosen >= weakest - 0.02
-    assert chosen > 0.55
+    assert chosen > weakest + 0.02
 
 
 def test_test_labels_choose_nothing():

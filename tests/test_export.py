@@ -97,6 +97,22 @@ def test_both_loaders_give_our_features(loaded, case):
     assert result["same_pixels"]
 
 
+def test_timm_gives_the_encoder_another_head_and_channels(tmp_path):
+    import timm
+
+    model = trained("resnet18")
+    folder = export_encoder(model, tmp_path)
+    classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7)
+    assert classifier(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+    assert torch.equal(
+        classifier.layer1[0].conv1.weight, model.ssl_views.backbone.layer1[0].conv1.weight
+    )
+    grey = timm.create_model(f"local-dir:{folder}", pretrained=True, in_chans=1)
+    torch.testing.assert_close(
+        grey.conv1.weight, model.ssl_views.backbone.conv1.weight.sum(1, keepdim=True)
+    )
+
+
 def test_the_folder_holds_three_files_and_no_projector(tmp_path):
     folder = export_encoder(trained("test_resnet"), tmp_path / "encoder")
     assert sorted(p.name for p in folder.iterdir()) == [

@@ -106,6 +106,33 @@ def test_a_stream_repeats_with_new_views_and_does_not_depend_on_workers(digits):
     assert all(torch.equal(a, b) for a, b in zip(views, first(8, num_workers=1), strict=True))
 
 
+def test_two_workers_stream_the_same_views(digits):
+    """In another order, for each worker reads its own shards."""
+
+    def views(**options):
+        stream = MultiViewIterableDataset(digits.to_iterable_dataset(num_shards=2))
+        loader = DataLoader(stream, batch_size=16, collate_fn=MultiViewCollator(RECIPE), **options)
+        iterator = iter(loader)
+        images = torch.cat([next(iterator)["pixel_values"] for _ in range(4)])
+        return sorted(images.sum(dim=(1, 2, 3, 4)).tolist())
+
+    assert views() == pytest.approx(views(num_workers=2))
+
+
+def test_a_batch_that_ends_a_pass_has_views_of_both_epochs(digits):
+    stream = MultiViewIterableDataset(digits.select(range(10)).to_iterable_dataset())
+    loader = DataLoader(stream, batch_size=16, collate_fn=MultiViewCollator(RECIPE))
+    batch = next(iter(loader))["pixel_values"]
+    assert not torch.isclose(batch[:6], batch[10:]).all()  # the same six images again
+
+
+def test_a_stream_of_files_is_read(image_folder):
+    recipe = ViewRecipe.named("cifar", num_views=2)
+    stream = MultiViewIterableDataset(load_images(str(image_folder), streaming=True))
+    loader = DataLoader(stream, batch_size=30, collate_fn=MultiViewCollator(recipe))
+    assert next(iter(loader))["pixel_values"].shape == (30, 2, 3, 32, 32)
+
+
 def test_an_empty_stream_ends():
     assert list(MultiViewIterableDataset([])) == []
 

@@ -254,7 +254,7 @@ def test_modules_give_what_the_functions_give():
     same = build_loss("vicreg", 8, 1 / (8 * 25))(z).total  # Fig. 8 of the paper: 1 / (D mu)
     torch.testing.assert_close(same, vicreg_loss(z).total)
     assert (
-        build_loss("vicreg", 8, variance_weight=3.0)(z).total
+        build_loss("vicreg", 8, loss_args={"variance_weight": 3.0})(z).total
         == vicreg_loss(z, variance_weight=3).total
     )
 
@@ -282,8 +282,10 @@ def test_wrong_loss_settings_get_a_sentence():
     with pytest.raises(ValueError, match=r"got 'barlow'.*Did you mean 'barlow_twins'"):
         build_loss("barlow", 8)
     with pytest.raises(ValueError, match=r"loss_args do not fit 'kernel'.*all_pairs"):
-        build_loss("kernel", 8, all_pairs=True)
+        build_loss("kernel", 8, loss_args={"all_pairs": True})
     with pytest.raises(ValueError, match="either orthogonality_weight or its own three weights"):
-        build_loss("vicreg", 8, 0.1, variance_weight=3.0)
+        build_loss("vicreg", 8, 0.1, {"variance_weight": 3.0})
     with pytest.raises(ValueError, match="VICReg must be above 0; got 0"):
         build_loss("vicreg", 8, 0.0)
+    with pytest.raises(ValueError, match="loss_args must not hold 'orthogonality_weight'"):
+        build_loss("kernel", 8, loss_args={"orthogonality_weight": 1.0})

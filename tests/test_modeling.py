@@ -58,6 +58,7 @@ def test_round_trip_is_bitwise(backbone, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = SSLViewsForPreTraining.from_pretrained(tmp_path)
     assert_same(state(loaded), state(model))
+    assert not any("_kept_tensors" in module.__dict__ for module in loaded.modules())
     assert loaded.config.to_diff_dict() == model.config.to_diff_dict()
     x = torch.randn(2, 3, cfg.image_size, cfg.image_size)
     base = AutoModel.from_pretrained(tmp_path)
@@ -188,6 +189,7 @@ def test_gradient_checkpointing_keeps_the_gradient():
         ({"backbone": "resnet81"}, r"got 'resnet81'. Did you mean 'resnet.*timm.list_models"),
         ({"backbone": "zzz"}, "got 'zzz'.*timm.list_models"),
         ({"model_args": {"num_classes": 7}}, "model_args must not hold 'num_classes'"),
+        ({"model_args": {"img_size": 64}}, "model_args must not hold 'img_size'.*image_size"),
         ({"model_args": {"in_chans": 1}}, "model_args must not hold 'in_chans'.*num_channels"),
         ({"num_views": 1}, "num_views must be at least 2; got 1"),
         ({"projector_dim": 0}, "projector_dim and projector_hidden_dims must be at least 1; got 0"),
@@ -205,6 +207,11 @@ def test_gradient_checkpointing_keeps_the_gradient():
 def test_wrong_configurations_get_a_sentence(values, message):
     with pytest.raises(ValueError, match=message):
         config(**values)
+
+
+def test_a_misspelt_model_argument_gets_a_sentence():
+    with pytest.raises(ValueError, match=r"model_args do not fit 'vit_tiny.*pach_size"):
+        SSLViewsModel(config("vit_tiny_patch16_224", model_args={"pach_size": 4}))
 
 
 def test_wrong_pixels_get_a_sentence():

@@ -3,8 +3,6 @@
 import importlib
 import sys
 
-from transformers.utils import logging
-
 from ssl_views.naming import did_you_mean
 
 COMMANDS = {
@@ -29,7 +27,6 @@ def main(argv: list[str] | None = None) -> int:
             f"ssl-views: no command {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}\n{usage}\n"
         )
         return 2
-    logging.disable_progress_bar()  # of loading and saving weights, which takes no time here
     try:
         importlib.import_module(f"ssl_views.cli.{argv[0]}").run(argv[1:])
     except ValueError as error:
@@ -40,8 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _raised_here(error: BaseException) -> bool:
+def _raised_here(error: ValueError) -> bool:
     """Return whether this package raised the error on purpose, so that its sentence is enough."""
+    if type(error).__name__ == "ImageError":  # worker processes raise it from elsewhere
+        return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

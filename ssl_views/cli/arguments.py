@@ -1,6 +1,7 @@
 """Our own flags, and reading them from the command line and YAML files."""
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -30,15 +31,21 @@ class DataArguments:
         "(embedded).",
     )
     split: str = flag("train", "Split to learn from.")
-    test_split: str | None = flag(
-        None,
-        "Split to evaluate on; by default test or validation, else a fifth of --split is held out.",
-    )
     image_column: str | None = flag(None, "Column with the images; found by its type by default.")
 
 
 @dataclass
-class SourceArguments(DataArguments):
+class LabelledDataArguments(DataArguments):
+    """Which images to learn from, and which to evaluate on."""
+
+    test_split: str | None = flag(
+        None,
+        "Split to evaluate on; by default test or validation, else a fifth of --split is held out.",
+    )
+
+
+@dataclass
+class SourceArguments(LabelledDataArguments):
     """Which images, and how much of them."""
 
     fraction: float = flag(
@@ -144,7 +151,14 @@ def read_arguments(
     if presets:
         dataset = parser.parse_known_args(argv)[0].dataset
         parser.set_defaults(**{**presets.get(dataset, {}), **values})
-    return parser.parse_args_into_dataclasses(argv)
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise ValueError(
+            f"{parser.prog} has no argument {unknown[0]!r}.{did_you_mean(unknown[0], known)} "
+            "--help lists them."
+        )
+    return tuple(parsed)
 
 
 def _read_yaml(path: Path, parser: HfArgumentParser) -> dict[str, Any]:
@@ -164,4 +178,14 @@ def _read_yaml(path: Path, parser: HfArgumentParser) -> dict[str, Any]:
 def command_line(command: str, *words: str) -> str:
     """Return a command to type next."""
     program = "ssl-views" if sys.argv[0].endswith("ssl-views") else "python -m ssl_views"
-    return " ".join([program, command, *words])
+    return " ".join([program, command, *map(shlex.quote, words)])
+
+
+def data_flags(arguments: LabelledDataArguments) -> list[str]:
+    """Return the flags that name the same images again."""
+    flags = ["--dataset", arguments.dataset]
+    for data_field in fields(LabelledDataArguments):
+        value = getattr(arguments, data_field.name)
+        if data_field.name != "dataset" and value != data_field.default:
+            flags += [f"--{data_field.name}", value]
+    return flags

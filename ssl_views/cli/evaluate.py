@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ssl_views.cli.arguments import DataArguments, flag, make_parser, read_arguments
+from ssl_views.cli.arguments import LabelledDataArguments, flag, make_parser, read_arguments
 from ssl_views.cli.console import metrics_table, protocol_line, say
 from ssl_views.cli.setup import load_run
 from ssl_views.data.sources import load_train_and_test
@@ -15,7 +15,7 @@ from ssl_views.evaluation.report import evaluate_features
 
 
 @dataclass
-class EvaluateArguments(DataArguments):
+class EvaluateArguments(LabelledDataArguments):
     """Which images, and which protocol."""
 
     k: int = flag(20, "Neighbours of kNN.")

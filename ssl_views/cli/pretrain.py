@@ -1,6 +1,5 @@
 """`ssl-views pretrain`: from images to a trained backbone."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ from ssl_views.cli.arguments import (
     SourceArguments,
     ViewArguments,
     command_line,
+    data_flags,
     make_parser,
     read_arguments,
 )
 from ssl_views.cli.comparison import Comparison
-from ssl_views.cli.console import say
+from ssl_views.cli.console import no_progress_bars, say
 from ssl_views.cli.setup import describe_views, make_config
 from ssl_views.data.loading import MultiViewCollator, MultiViewDataset, MultiViewIterableDataset
 from ssl_views.data.sources import DIGITS, load_images, load_train_and_test, take_fraction
@@ -31,6 +31,7 @@ _DIGITS_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 128,
     "num_train_epochs": 40,
     "projector_dim": 64,
+    "save_strategy": "no",
 }
 _SHUFFLE_BUFFER = 2000
 
@@ -58,7 +59,8 @@ def run(argv: list[str]) -> None:
         )
         train = take_fraction(labelled, source.fraction, args.seed)
         comparison = Comparison(labelled, test)
-        args.per_device_eval_batch_size = min(args.per_device_eval_batch_size, len(comparison.test))
+        most = max(1, len(comparison.test) // args.world_size)
+        args.per_device_eval_batch_size = min(args.per_device_eval_batch_size, most)
     config = make_config(train, source.dataset, views, model_args)
     model = SSLViewsForPreTraining(config, pretrained_backbone=model_args.pretrained_backbone)
     trainer = SSLViewsTrainer(
@@ -78,26 +80,43 @@ def run(argv: list[str]) -> None:
         say(f"{config.backbone}, projector {config.projector_dim}, loss {config.loss}")
         if comparison:
             comparison.before(model.ssl_views)
-    resume = args.resume_from_checkpoint
-    if resume is not None and resume.lower() == "true":
-        resume = get_last_checkpoint(args.output_dir)
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=_checkpoint(str(args.output_dir), args))
     if trainer.is_world_process_zero():
         output_dir = Path(str(args.output_dir))
-        model.save_pretrained(output_dir)
+        with no_progress_bars():
+            model.save_pretrained(output_dir)
         say(f"saved to {output_dir}")
         if comparison:
             comparison.report(model.ssl_views, output_dir)
-        folder = shlex.quote(str(output_dir))
         say("\nNext:")
-        say("  " + command_line("evaluate", folder, "--dataset", shlex.quote(source.dataset)))
-        say("  " + command_line("export", folder, "encoder"))
+        say("  " + command_line("evaluate", str(output_dir), *data_flags(source)))
+        say("  " + command_line("export", str(output_dir), "encoder"))
+
+
+def _checkpoint(output_dir: str, args: SSLViewsTrainingArguments) -> str | None:
+    """Return the checkpoint to resume from: the one given, or with "true" the last one."""
+    resume = str(args.resume_from_checkpoint or "false")
+    if resume.lower() == "false":
+        return None
+    if resume.lower() != "true":
+        return resume
+    last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    if last is None:
+        raise ValueError(
+            f"{output_dir} holds no checkpoint to resume from. Leave --resume_from_checkpoint out."
+        )
+    return last
 
 
 def _stream(source: SourceArguments, args: SSLViewsTrainingArguments) -> Any:
     if args.max_steps <= 0:
         raise ValueError(
             "streaming has no length, so the number of steps must be given. Set --max_steps."
+        )
+    if source.test_split is not None:
+        raise ValueError(
+            "a streamed run evaluates nothing, so test_split would be ignored. Leave it out, and "
+            "evaluate afterwards."
         )
     if source.fraction != 1:
         raise ValueError(

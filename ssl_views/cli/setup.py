@@ -1,5 +1,6 @@
 """From flags and images to a configuration."""
 
+import json
 import statistics
 from collections.abc import Sequence
 from itertools import islice
@@ -16,8 +17,9 @@ from ssl_views.cli.arguments import (
     parse_json,
     parse_weight,
 )
+from ssl_views.cli.console import no_progress_bars
 from ssl_views.configuration_ssl_views import SSLViewsConfig
-from ssl_views.data.decode import ImageError, num_channels_of
+from ssl_views.data.decode import num_channels_of
 from ssl_views.data.loading import decode_images
 from ssl_views.data.sources import DIGITS
 from ssl_views.modeling_ssl_views import SSLViewsModel
@@ -44,12 +46,7 @@ def make_config(
         raise ValueError(f"{dataset} is empty. Check the path and the split.")
     num_channels = views.num_channels
     if num_channels is None:
-        try:
-            num_channels = num_channels_of(first[0])
-        except ImageError as error:
-            raise ImageError(
-                f"image 0: {error}. Remove or repair it, or set --num_channels."
-            ) from error
+        num_channels = max(num_channels_of(value) for value in first)
     image_size = views.image_size or _size_of(first, num_channels)
     recipe = views.recipe
     if recipe is None:
@@ -109,10 +106,14 @@ def describe_views(config: SSLViewsConfig) -> str:
 
 
 def load_run(folder: str) -> SSLViewsModel:
-    """Load the model of a run, or of one of its checkpoints."""
-    if not (Path(folder) / "config.json").is_file():
+    """Load the model of a run, or of one of its checkpoints, onto the GPU where there is one."""
+    path = Path(folder) / "config.json"
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    if stored.get("model_type") != SSLViewsConfig.model_type:
         raise ValueError(
-            f"{folder!r} holds no config.json, so it is not a run. Give the --output_dir of "
-            "ssl-views pretrain."
+            f"{folder!r} holds no config.json of a run. Give the --output_dir of ssl-views "
+            "pretrain."
         )
-    return SSLViewsModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    with no_progress_bars():
+        model = SSLViewsModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    return model.to(torch.accelerator.current_accelerator() or "cpu")

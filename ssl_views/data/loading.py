@@ -1,16 +1,20 @@
 """From rows to batches of views: a data set that knows the epoch, and a collator that renders."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import count, groupby
 from typing import Any
 
+import fsspec
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from ssl_views.data.decode import ImageError, decode_image
 from ssl_views.views import ViewRecipe
+
+_AT_ONCE = 32
 
 
 class MultiViewDataset(Dataset[dict[str, Any]]):
@@ -22,7 +26,8 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
     call it, but not in every run.)
 
     Args:
-        rows: a sequence of mappings with an image, e.g. from `load_images`.
+        rows: a sequence of mappings with an image, e.g. from `load_images`. Their "index", where
+            they have one, is the image's index; else their place is.
         image_column: its name.
         epoch: fixed epoch, for evaluation; training sets it through `EpochCallback`.
     """
@@ -59,23 +64,9 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return {"image", "index", "epoch"} of one image."""
-        return {
-            "image": self.rows[index][self.image_column],
-            "index": int(index),
-            "epoch": self.epoch,
-        }
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the rows of a batch, read at once where the source can."""
-        epoch = self.epoch
-        if not hasattr(self.rows, "select_columns"):
-            return [self[i] for i in indices]
-        rows: Any = self.rows
-        images = rows[list(indices)][self.image_column]
-        return [
-            {"image": image, "index": int(i), "epoch": epoch}
-            for i, image in zip(indices, images, strict=True)
-        ]
+        row = self.rows[index]
+        index = row["index"] if "index" in row else index
+        return {"image": row[self.image_column], "index": int(index), "epoch": self.epoch}
 
 
 class MultiViewIterableDataset(IterableDataset[dict[str, Any]]):
@@ -101,18 +92,26 @@ class MultiViewIterableDataset(IterableDataset[dict[str, Any]]):
             empty = True
             for row in self.rows:
                 empty = False
-                image = row[self.image_column]
+                image = _with_bytes(row[self.image_column])
                 yield {"image": image, "index": _content_index(image), "epoch": epoch}
             if empty:
                 return
+
+
+def _with_bytes(image: Any) -> Any:
+    """Read a streamed image that is only a path, on this machine or on the Hub."""
+    if isinstance(image, Mapping) and image.get("bytes") is None and image.get("path"):
+        with fsspec.open(image["path"], "rb") as file:
+            return {"bytes": file.read(), "path": image["path"]}
+    return image
 
 
 def _content_index(image: Any) -> int:
     encoded = image.get("bytes") if isinstance(image, Mapping) else image
     if not isinstance(encoded, bytes):
         raise ImageError(
-            f"a streamed image must be encoded bytes; got {type(encoded).__name__}. Turn "
-            "streaming off for this data set."
+            f"a streamed image must be encoded bytes; got {type(encoded).__name__}. Turn streaming "
+            "off for this data set."
         )
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
@@ -145,10 +144,42 @@ class MultiViewCollator:
                 "your data set: "
                 "MultiViewDataset(dataset, image_column=...), and set remove_unused_columns=False."
             )
-        indices = [item["index"] for item in items]
-        images = decode_images([item["image"] for item in items], indices, self.recipe.num_channels)
-        views = self.recipe.views(images, indices, epoch=items[0]["epoch"], seed=self.seed)
-        return {"pixel_values": views}
+        parts = []
+        for epoch, group in groupby(
+            items, key=lambda item: item["epoch"]
+        ):  # two where a stream ends
+            members = list(group)
+            parts.append(
+                decode_and_render(
+                    [item["image"] for item in members],
+                    [item["index"] for item in members],
+                    self.recipe,
+                    partial(self.recipe.views, epoch=epoch, seed=self.seed),
+                )
+            )
+        return {"pixel_values": torch.cat(parts)}
+
+
+def decode_and_render(
+    values: Sequence[Any],
+    indices: Sequence[int],
+    recipe: ViewRecipe,
+    render: Callable[[list[Tensor], Sequence[int]], Tensor],
+) -> Tensor:
+    """Decode and render some images at a time, so that large ones never lie in memory together.
+
+    Args:
+        values: what the rows hold, see `decode_image`.
+        indices: of the images.
+        recipe: says how many channels.
+        render: from images and indices to views (images, ...).
+    """
+    parts = []
+    for start in range(0, len(values), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        images = decode_images(values[some], indices[some], recipe.num_channels)
+        parts.append(render(images, indices[some]))
+    return torch.cat(parts)
 
 
 def decode_images(values: Sequence[Any], indices: Sequence[int], num_channels: int) -> list[Tensor]:

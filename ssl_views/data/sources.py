@@ -33,7 +33,8 @@ def load_images(
         streaming: read while training; the data set needs no disk and has no length.
 
     Returns:
-        Rows {"image": encoded, "label": int}, the label only where a column holds classes.
+        Rows {"image": encoded, "label": int, "index": int}: the label only where a column holds
+        classes; the index is the row's number in the split, and missing in a stream.
 
     Raises:
         ValueError: if the source, the split or the column does not exist, or there are no rows.
@@ -147,7 +148,8 @@ def _select(splits: Mapping[str, Any], dataset: str, split: str, image_column: s
             f"{sorted(splits)}.{did_you_mean(split, splits)} Set --split."
         )
     rows = splits[split]
-    if isinstance(rows, Dataset) and len(rows) == 0:
+    stored = isinstance(rows, Dataset)
+    if stored and len(rows) == 0:
         raise ValueError(f"split {split!r} of {dataset} is empty. Check the path and the split.")
     features = rows.features
     if features is None:
@@ -176,7 +178,9 @@ def _select(splits: Mapping[str, Any], dataset: str, split: str, image_column: s
         rows = rows.rename_column(label, "label")
     if isinstance(features[column], datasets.Image):
         rows = rows.cast_column("image", datasets.Image(decode=False))
-    elif not _is_encoded(features[column]) and isinstance(rows, Dataset):
+    if stored:
+        rows = rows.add_column("index", np.arange(len(rows)))
+    if not _is_encoded(features[column]) and stored:
         dtype = getattr(features[column], "dtype", None)
         options = {"dtype": np.uint8} if dtype == "uint8" else {}  # otherwise numpy gives int64
         rows = rows.with_format("numpy", columns=["image"], output_all_columns=True, **options)
@@ -217,10 +221,15 @@ def _describe(features: "Features") -> str:
 def _stratified(rows: "Dataset", fraction: float, seed: int) -> "np.ndarray[Any, Any]":
     """Return sorted positions of a random share of the rows, the same share of every class."""
     generator = np.random.default_rng(seed)
-    labels = np.asarray(rows["label"]) if "label" in rows.column_names else np.zeros(len(rows))
-    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    kept = [generator.permutation(group)[: round(len(group) * fraction)] for group in groups]
-    return np.sort(np.concatenate(kept))
+    labels = np.zeros(len(rows))
+    if "label" in rows.column_names:
+        labels = np.array([-1 if label is None else label for label in rows["label"][:]])
+    order = generator.permutation(len(rows))
+    order = order[np.argsort(labels[order], kind="stable")]  # class by class, random within
+    # Walking over the classes, take a row whenever the share is due: every class gets its share
+    # rounded up or down, and small classes together get theirs.
+    due = np.floor((np.arange(1, len(rows) + 1)) * fraction + 0.5)
+    return np.sort(order[np.diff(due, prepend=0) > 0])
 
 
 def _digits() -> "Dataset":

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_views.data.loading import decode_images
+from ssl_views.data.loading import decode_and_render
 from ssl_views.modeling_ssl_views import SSLViewsModel
 from ssl_views.views import ViewRecipe
 
@@ -54,7 +54,7 @@ def extract_features(
 ) -> Tensor:
     """Return the pooled backbone output of one clean view (the largest centred square) per image.
 
-    The model runs in evaluation mode and float32, and is left in the mode it had.
+    The model runs in evaluation mode, and is left in the mode it had.
 
     Args:
         model: gives representations.
@@ -69,11 +69,11 @@ def extract_features(
     was_training = model.training
     model.eval()
     features = []
-    for images in _batches(rows, recipe, batch_size):
-        pixels = recipe.clean_view(images).to(model.device, model.dtype)
-        features.append(model(pixels).pooler_output.float().cpu())
+    for pixels in _clean_views(rows, recipe, batch_size):
+        output = model(pixels.to(model.device, model.dtype))
+        features.append(output.pooler_output.float().cpu())
         if on_batch is not None:
-            on_batch(len(images))
+            on_batch(len(pixels))
     model.train(was_training)
     return torch.cat(features)
 
@@ -85,8 +85,7 @@ def raw_pixels(rows: Sequence[Any] | Any, recipe: ViewRecipe, batch_size: int = 
     """
     size = min(recipe.image_size, RAW_PIXEL_SIZE)
     features = []
-    for images in _batches(rows, recipe, batch_size):
-        pixels = recipe.clean_view(images)
+    for pixels in _clean_views(rows, recipe, batch_size):
         if size < recipe.image_size:
             pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
         features.append(pixels.flatten(1))
@@ -94,17 +93,16 @@ def raw_pixels(rows: Sequence[Any] | Any, recipe: ViewRecipe, batch_size: int = 
 
 
 def labels_of(rows: Any) -> Tensor | None:
-    """Return the labels (N,) int64 of rows, or None where they have none or one is negative."""
-    if "label" not in rows.column_names:
-        return None
-    labels = torch.as_tensor(rows["label"][:])
-    return None if (labels < 0).any() else labels
+    """Return the labels (N,) int64 of rows, or None where one is missing, null or negative."""
+    labels = rows["label"][:] if "label" in rows.column_names else [None]
+    return None if any(label is None or label < 0 for label in labels) else torch.tensor(labels)
 
 
-def _batches(
-    rows: Sequence[Any] | Any, recipe: ViewRecipe, batch_size: int
-) -> Iterator[list[Tensor]]:
+def _clean_views(rows: Any, recipe: ViewRecipe, batch_size: int) -> Iterator[Tensor]:
     for start in range(0, len(rows), batch_size):
-        indices = range(start, min(start + batch_size, len(rows)))
-        values = [rows[i]["image"] for i in indices]
-        yield decode_images(values, indices, recipe.num_channels)
+        batch = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+        values = [row["image"] for row in batch]
+        indices = [row.get("index", start + i) for i, row in enumerate(batch)]
+        yield decode_and_render(
+            values, indices, recipe, lambda images, _: recipe.clean_view(images)
+        )

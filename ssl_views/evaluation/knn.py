@@ -46,6 +46,7 @@ def knn_accuracy(
         chunk = slice(start, start + chunk_size)
         similarity, neighbours = (test[chunk] @ train.T).topk(min(k, len(train)), dim=1)
         votes = torch.zeros(len(similarity), num_classes)
-        votes.scatter_add_(1, train_labels[neighbours], (similarity / temperature).exp())
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # at most 1, no overflow
+        votes.scatter_add_(1, train_labels[neighbours], weights)
         correct += int((votes.argmax(dim=1) == test_labels[chunk]).sum())
     return correct / len(test)
