@@ -44,7 +44,9 @@ def main(argv=None):
             total.backward()
             optimizer.step()
             optimizer.zero_grad()
-        print(f"epoch {epoch}:", {name: f"{float(term):.3g}" for name, term in terms.items()})
+        print(
+            f"epoch {epoch}:", {name: f"{float(term.detach()):.3g}" for name, term in terms.items()}
+        )
 
 
 if __name__ == "__main__":

@@ -64,12 +64,12 @@ def test_linear_probe_equals_scikit_learn(weight_decay):
 
 
 def test_weight_decay_is_chosen_where_it_matters():
-    """Sixty images in 300 dimensions, most of them noise: a weak weight decay overfits."""
+    """Weak signal in 400 dimensions and 600 noisy images: a weak weight decay overfits."""
     rng = np.random.default_rng(0)
-    labels = torch.tensor(rng.integers(0, 2, 560))
-    features = torch.tensor(rng.normal(size=(560, 300)), dtype=torch.float32)
-    features[:, 0] += 2 * labels
-    parts = (features[:60], labels[:60], features[60:], labels[60:])
+    features = torch.tensor(rng.normal(size=(2600, 400)), dtype=torch.float32)
+    score = features @ torch.tensor(rng.normal(size=400), dtype=torch.float32)
+    labels = (score + 20 * torch.tensor(rng.normal(size=2600)) > 0).long()
+    parts = (features[:600], labels[:600], features[600:], labels[600:])
     chosen = linear_probe_accuracy(*parts)
     weakest = linear_probe_accuracy(*parts, weight_decay=1e-4)
     assert chosen > weakest + 0.02

@@ -103,7 +103,7 @@ def test_timm_gives_the_encoder_another_head_and_channels(tmp_path):
     model = trained("resnet18")
     folder = export_encoder(model, tmp_path)
     classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7)
-    assert classifier(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+    assert classifier.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
     assert torch.equal(
         classifier.layer1[0].conv1.weight, model.ssl_views.backbone.layer1[0].conv1.weight
     )

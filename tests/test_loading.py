@@ -139,7 +139,7 @@ def test_an_empty_stream_ends():
 
 def test_plain_rows_get_a_sentence(digits):
     with pytest.raises(
-        ValueError, match=r"got \['image', 'label'\]. Wrap your data set: MultiViewDataset"
+        ValueError, match=r"got \['image', 'index', 'label'\]. Wrap your data set: MultiViewDataset"
     ):
         MultiViewCollator(RECIPE)([digits[0]])
 

@@ -46,6 +46,7 @@ def run(argv: list[str]) -> None:
     )  # fmt: skip
     presets = {DIGITS: _DIGITS_DEFAULTS}
     source, views, model_args, args = read_arguments(parser, argv, presets)
+    checkpoint = _checkpoint(str(args.output_dir), args)
     set_seed(args.seed)
     comparison = None
     if source.streaming:
@@ -80,7 +81,7 @@ def run(argv: list[str]) -> None:
         say(f"{config.backbone}, projector {config.projector_dim}, loss {config.loss}")
         if comparison:
             comparison.before(model.ssl_views)
-    trainer.train(resume_from_checkpoint=_checkpoint(str(args.output_dir), args))
+    trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         output_dir = Path(str(args.output_dir))
         with no_progress_bars():

@@ -20,7 +20,7 @@ from ssl_views.cli.arguments import (
 from ssl_views.cli.console import no_progress_bars
 from ssl_views.configuration_ssl_views import SSLViewsConfig
 from ssl_views.data.decode import num_channels_of
-from ssl_views.data.loading import decode_images
+from ssl_views.data.loading import decode_images, naming_image
 from ssl_views.data.sources import DIGITS
 from ssl_views.modeling_ssl_views import SSLViewsModel
 from ssl_views.views import ViewRecipe
@@ -46,7 +46,10 @@ def make_config(
         raise ValueError(f"{dataset} is empty. Check the path and the split.")
     num_channels = views.num_channels
     if num_channels is None:
-        num_channels = max(num_channels_of(value) for value in first)
+        num_channels = 1
+        for i, value in enumerate(first):
+            with naming_image(value, i):
+                num_channels = max(num_channels, num_channels_of(value))
     image_size = views.image_size or _size_of(first, num_channels)
     recipe = views.recipe
     if recipe is None:
@@ -116,4 +119,6 @@ def load_run(folder: str) -> SSLViewsModel:
         )
     with no_progress_bars():
         model = SSLViewsModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-    return model.to(torch.accelerator.current_accelerator() or "cpu")
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    return model

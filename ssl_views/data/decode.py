@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 _NEEDS_SCALING = (
@@ -43,6 +43,8 @@ def open_image(value: Any) -> "Image.Image | np.ndarray[Any, Any]":
         try:
             image = Image.open(io.BytesIO(value))
             image.load()
+        except UnidentifiedImageError as error:
+            raise ImageError("the bytes cannot be decoded: no known image format") from error
         except (
             OSError,
             ValueError,

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import count, groupby
 from typing import Any
@@ -182,14 +183,21 @@ def decode_and_render(
     return torch.cat(parts)
 
 
+@contextmanager
+def naming_image(value: Any, index: int) -> Iterator[None]:
+    """Name the image, its index and path, in an ImageError raised inside."""
+    try:
+        yield
+    except ImageError as error:
+        path = value.get("path") if isinstance(value, Mapping) else None
+        place = f" ({path})" if path else ""
+        raise ImageError(f"image {index}{place}: {error}. Remove or repair it.") from error
+
+
 def decode_images(values: Sequence[Any], indices: Sequence[int], num_channels: int) -> list[Tensor]:
     """Decode images to uint8 (C, H, W); an error names the image's index and path."""
     images = []
     for value, index in zip(values, indices, strict=True):
-        try:
+        with naming_image(value, index):
             images.append(decode_image(value, num_channels))
-        except ImageError as error:
-            path = value.get("path") if isinstance(value, Mapping) else None
-            place = f" ({path})" if path else ""
-            raise ImageError(f"image {index}{place}: {error}. Remove or repair it.") from error
     return images
