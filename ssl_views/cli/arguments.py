@@ -121,8 +121,10 @@ def make_parser(
     command: str, description: str, *arguments: type, positionals: tuple[str, ...] = ()
 ) -> HfArgumentParser:
     """Make the parser of one command."""
+    prog = f"ssl-views {command}"
+    usage = " ".join([prog, *map(str.upper, positionals), "[--FLAG VALUE ...]"])
     parser = HfArgumentParser(
-        arguments, prog=f"ssl-views {command}", description=description, allow_abbrev=False
+        arguments, prog=prog, usage=usage, description=description, allow_abbrev=False
     )
     for name in positionals:
         parser.add_argument(name)
