@@ -16,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def _percent(values):
     low, high = min(values), max(values)
-    spread = f" ({100 * low:.1f}-{100 * high:.1f})" if len(values) > 1 else ""
+    spread = f" ({100 * low:.1f}-{100 * high:.1f})" if high > low else ""
     return f"{100 * mean(values):.1f} %{spread}"
 
 
