@@ -104,29 +104,40 @@ def encoder_card(model: SSLViewsModel) -> str:
         tags=["timm", "transformers", "self-supervised", "ssl-views"],
     )
     side = config.image_size * config.upscale
-    parameters = sum(p.numel() for p in model.backbone.parameters())
-    enlarged = ""
+    size = sum(p.numel() for p in model.backbone.parameters()) / 1e6
+    facts = [
+        f"backbone: `{config.backbone}`, {size:.1f} M parameters",
+        f"features: {model.representation_dim}",
+        f"input: {config.num_channels} x {side} x {side}",
+        f"loss: {config.loss}, {config.num_views} views per image, recipe `{config.recipe}`",
+        f"projector dimension: {config.projector_dim} (the projector is not part of the encoder)",
+    ]
     if config.upscale > 1:
-        enlarged = (
-            f"\nTrained on {config.image_size} px views enlarged {config.upscale} times. Its "
-            f"loaders resize images straight to {side} px.\n"
+        facts.append(
+            f"trained on {config.image_size} px views enlarged {config.upscale} times; the loaders "
+            f"below resize images straight to {side} px"
         )
-    return f"""---
-{data.to_yaml()}
+    return _CARD.format(
+        metadata=data.to_yaml(), backbone=config.backbone, facts="\n".join(f"- {f}" for f in facts)
+    )
+
+
+_CARD = """---
+{metadata}
 ---
 
-# {config.backbone}, pretrained without labels
+# {backbone}, pretrained without labels
 
-A `{config.backbone}` encoder ({parameters / 1e6:.1f} M parameters, {model.representation_dim}
-features, {side} px, {config.num_channels} channels), pretrained with `ssl_views`: loss
-{config.loss}, {config.num_views} views per image, projector dimension {config.projector_dim} (the
-projector is not part of the encoder). {enlarged}
+An image encoder pretrained with `ssl_views`.
+
+{facts}
+
 ```python
 import timm
-encoder = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)   # or "hf-hub:USER/NAME"
+encoder = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)  # or "hf-hub:USER/NAME"
 
 from transformers import AutoImageProcessor, AutoModel
-encoder = AutoModel.from_pretrained("THIS_FOLDER")                      # or "USER/NAME"
+encoder = AutoModel.from_pretrained("THIS_FOLDER")  # or "USER/NAME"
 processor = AutoImageProcessor.from_pretrained("THIS_FOLDER")
 ```
 

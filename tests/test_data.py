@@ -116,6 +116,11 @@ def test_fraction_is_seeded_and_stratified():
     assert [rows[i]["image"] for i in half["index"][:20]] == half["image"][:20]
 
 
+def test_evaluating_on_the_training_split_gets_a_sentence():
+    with pytest.raises(ValueError, match="test_split must differ from split; got 'train' for both"):
+        load_train_and_test("digits", test_split="train")
+
+
 def test_small_classes_are_held_out_together(tmp_path):
     """Fifty classes of two images: a fifth of each is less than one, of all it is twenty."""
     image = encoded(PILImage.fromarray(RGB))

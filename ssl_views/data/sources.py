@@ -57,6 +57,11 @@ def load_train_and_test(
     Returns:
         (train, test), rows as from `load_images`.
     """
+    if test_split == split:
+        raise ValueError(
+            f"test_split must differ from split; got {split!r} for both. Images learned from say "
+            "nothing about others."
+        )
     splits = _open(dataset, streaming=False)
     train = _select(splits, dataset, split, image_column)
     if test_split is None:
