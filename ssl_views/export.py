@@ -30,9 +30,11 @@ def encoder_config(model: SSLViewsModel) -> dict[str, Any]:
     """Return the config.json that both loaders read."""
     config = model.config
     model_args = {k: v for k, v in config.backbone_args.items() if k not in _TRAINING_ONLY}
-    # timm needs the names of these layers to give the encoder another head or number of channels.
+    # timm needs the names of these layers to give the encoder another head or number of channels;
+    # before 1.0.31 it takes every first_conv for one of three channels.
     timm_cfg = model.backbone.pretrained_cfg
-    layers = {key: timm_cfg[key] for key in ("classifier", "first_conv") if timm_cfg.get(key)}
+    keys = ("classifier", "first_conv") if config.num_channels == 3 else ("classifier",)
+    layers = {key: timm_cfg[key] for key in keys if timm_cfg.get(key)}
     global_pool = getattr(model.backbone, "global_pool", None)
     return {
         "architecture": config.backbone,

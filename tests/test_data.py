@@ -176,7 +176,7 @@ def test_sources_without_images_get_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"a.txt is a file, but not parquet"):
         load_images(str(tmp_path / "notes" / "a.txt"))
     Dataset.from_dict({"a": [], "image": []}).save_to_disk(tmp_path / "no_rows")
-    with pytest.raises(ValueError, match="no_rows holds no rows"):
+    with pytest.raises(ValueError, match=r"no_rows (holds no rows|is empty)"):
         load_images(str(tmp_path / "no_rows"))
     Dataset.from_dict({"image": []}, features=Features({"image": Image()})).to_parquet(
         tmp_path / "empty.parquet"
