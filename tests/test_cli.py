@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
+from datasets import Array3D, Dataset, Features
 from PIL import Image
 
 from ssl_views.cli import COMMANDS, main
@@ -119,6 +121,21 @@ def test_fraction_and_streaming(capsys, tmp_path, image_folder):
     code, out, _ = run(capsys, *words, "--streaming", "--save_strategy", "no")
     assert code == 0
     assert "a stream of images from" in out
+
+
+def test_five_bands(capsys, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 5), dtype=np.uint8)
+    features = Features({"image": Array3D((32, 32, 5), "uint8")})
+    Dataset.from_dict({"image": list(pixels)}, features=features).save_to_disk(tmp_path / "bands")
+    words = ["--dataset", tmp_path / "bands", "--num_views", 2]
+    code, out, _ = run(capsys, "pretrain", *words, *SMALL, "--output_dir", tmp_path / "run")
+    assert code == 0
+    assert "5 x 32 x 32" in out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["recipe_args"]["mean"] == pytest.approx([0.5] * 5, abs=0.02)  # measured
+    assert run(capsys, "export", tmp_path / "run", tmp_path / "encoder")[0] == 0
+    picture = tmp_path / "views.png"
+    assert run(capsys, "preview", *words, "--output", picture)[0] == 0
 
 
 def test_photographs(capsys, photos, tmp_path):
