@@ -49,9 +49,8 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         if epoch < 0:
             raise RuntimeError(
                 "the data set must know the epoch, so that every epoch gets new views; it was not "
-                "set. With a Trainer, pass "
-                "callbacks=[EpochCallback(dataset)]; in a loop of your own, set dataset.epoch = "
-                "epoch."
+                "set. With a Trainer, pass callbacks=[EpochCallback(dataset)]; in a loop of your "
+                "own, set dataset.epoch = epoch."
             )
         return epoch
 
@@ -142,8 +141,8 @@ class MultiViewCollator:
             found = sorted(items[0]) if items else "no items"
             raise ValueError(
                 f"MultiViewCollator takes items with image, index and epoch; got {found}. Wrap "
-                "your data set: "
-                "MultiViewDataset(dataset, image_column=...), and set remove_unused_columns=False."
+                "your data set: MultiViewDataset(dataset, image_column=...), and set "
+                "remove_unused_columns=False."
             )
         parts = []
         for epoch, group in groupby(
