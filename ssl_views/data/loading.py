@@ -145,9 +145,8 @@ class MultiViewCollator:
                 "remove_unused_columns=False."
             )
         parts = []
-        for epoch, group in groupby(
-            items, key=lambda item: item["epoch"]
-        ):  # two where a stream ends
+        # A batch of a stream that starts over holds images of two epochs.
+        for epoch, group in groupby(items, key=lambda item: item["epoch"]):
             members = list(group)
             parts.append(
                 decode_and_render(
