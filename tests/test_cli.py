@@ -38,7 +38,7 @@ def test_pretrain_compares_and_says_what_is_next(capsys, tmp_path):
         "effective rank",
     ):
         assert line in out
-    assert "1,438 images from digits" in out
+    assert "1,438 images from digits, 359 others to evaluate" in out
     assert "1,438 images to learn from, 359 to evaluate" in out
     assert f"evaluate {tmp_path / 'run'} --dataset digits" in out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -121,6 +121,12 @@ def test_evaluating_on_the_training_split_gets_a_sentence():
         load_train_and_test("digits", test_split="train")
 
 
+def test_no_more_is_held_out_than_evaluation_needs(monkeypatch):
+    monkeypatch.setattr("ssl_views.data.sources._HELD_OUT_MOST", 100)
+    train, test = load_train_and_test("digits")
+    assert (len(train), len(test)) == (1697, 100)
+
+
 def test_small_classes_are_held_out_together(tmp_path):
     """Fifty classes of two images: a fifth of each is less than one, of all it is twenty."""
     image = encoded(PILImage.fromarray(RGB))

@@ -40,7 +40,8 @@ class LabelledDataArguments(DataArguments):
 
     test_split: str | None = flag(
         None,
-        "Split to evaluate on; by default test or validation, else a fifth of --split is held out.",
+        "Split to evaluate on; by default test or validation, else a fifth of --split, at most "
+        "5,000 images, is held out.",
     )
 
 

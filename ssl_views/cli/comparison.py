@@ -25,11 +25,11 @@ class Comparison:
     def __init__(self, train: Any, test: Any) -> None:
         self.train = take_fraction(train, min(1.0, _TRAIN / len(train)))
         self.test = take_fraction(test, min(1.0, _TEST / len(test)))
-        self._untrained: LabelledFeatures | None = None
+        self._before: dict[str, LabelledFeatures] = {}
 
-    def before(self, model: SSLViewsModel) -> None:
-        """Keep the features of the untrained model."""
-        self._untrained = labelled_features(model, self.train, self.test)
+    def before(self, model: SSLViewsModel, name: str) -> None:
+        """Keep the features of the model that training starts from, under a name for the table."""
+        self._before = {name: labelled_features(model, self.train, self.test)}
 
     def report(self, model: SSLViewsModel, output_dir: Path) -> None:
         """Print the table and write it to summary.json."""
@@ -40,10 +40,10 @@ class Comparison:
             "raw pixels": LabelledFeatures(
                 pixels[0], pixels[1], trained.train_labels, trained.test_labels
             ),
-            "untrained backbone": self._untrained,
+            **self._before,
             "trained backbone": trained,
         }
-        metrics = {name: evaluate_features(f) for name, f in compared.items() if f is not None}
+        metrics = {name: evaluate_features(f) for name, f in compared.items()}
         say("\n" + metrics_table(metrics))
         say(protocol_line(metrics["trained backbone"]))
         summary = {name: m.as_dict() for name, m in metrics.items()}

@@ -77,10 +77,12 @@ def run(argv: list[str]) -> None:
     )
     if trainer.is_world_process_zero():
         count = "a stream of" if source.streaming else f"{len(train):,}"
-        say(f"{count} images from {source.dataset}; {describe_views(config)}")
+        held_out = "" if source.streaming else f", {len(test):,} others to evaluate"
+        say(f"{count} images from {source.dataset}{held_out}; {describe_views(config)}")
         say(f"{config.backbone}, projector {config.projector_dim}, loss {config.loss}")
         if comparison:
-            comparison.before(model.ssl_views)
+            start = "pretrained" if model_args.pretrained_backbone else "untrained"
+            comparison.before(model.ssl_views, f"{start} backbone")
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         output_dir = Path(str(args.output_dir))

@@ -17,6 +17,7 @@ DIGITS = "digits"
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _EVALUATION_SPLITS = ("test", "validation", "valid", "val")
 _HELD_OUT_FRACTION = 0.2
+_HELD_OUT_MOST = 5000
 _HELD_OUT_SEED = 0  # fixed, so that pretrain and evaluate hold out the same images
 
 
@@ -52,7 +53,7 @@ def load_train_and_test(
     """Load images to learn from, and images to evaluate on that are never learned from.
 
     The second are `test_split`, else the data set's own test or validation split, else a fifth of
-    `split`, drawn per class with a fixed seed.
+    `split`, at most 5,000 images, drawn per class with a fixed seed.
 
     Returns:
         (train, test), rows as from `load_images`.
@@ -70,7 +71,8 @@ def load_train_and_test(
         )
     if test_split is not None:
         return train, _select(splits, dataset, test_split, image_column)
-    held_out = _stratified(train, _HELD_OUT_FRACTION, _HELD_OUT_SEED)
+    fraction = min(_HELD_OUT_FRACTION, _HELD_OUT_MOST / len(train))
+    held_out = _stratified(train, fraction, _HELD_OUT_SEED)
     if len(held_out) in (0, len(train)):
         raise ValueError(
             f"split {split!r} of {dataset} has {len(train)} images, too few to hold some out. Add "
