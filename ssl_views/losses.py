@@ -4,12 +4,15 @@ All are continuous in the number of views V: V = 2 is the published two-view los
 weight means the same strength for every V.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssl_views.statistics import center, global_batch, standardize
+from ssl_views.correlation_forms import barlow_elements, barlow_twins
+from ssl_views.covariance_forms import kernel, kernel_elements, vicreg, vicreg_elements
+from ssl_views.statistics import GlobalBatch, global_batch, with_gradient
 
 Weight = float | Literal["auto"]
 
@@ -46,7 +49,7 @@ def resolve_orthogonality_weight(weight: Weight, dim: int, constant: float) -> f
     return float(weight)
 
 
-def _check(embeddings: Tensor) -> Tensor:
+def _check(embeddings: Tensor) -> None:
     if embeddings.ndim != 3 or embeddings.shape[0] < 2:
         raise ValueError(
             "embeddings must have shape (V, B, D) with V >= 2; got "
@@ -57,17 +60,28 @@ def _check(embeddings: Tensor) -> Tensor:
             f"embeddings must be floating point; got {embeddings.dtype}. Pass the projector's "
             "output."
         )
-    batch = global_batch(embeddings)
-    if batch.shape[1] < 2:
-        raise ValueError(
-            f"the batch must hold at least 2 images over all processes; got {batch.shape[1]}. "
-            "Statistics over one image do not exist: raise the batch size."
-        )
-    return batch
 
 
-def _off_diagonal_square(matrix: Tensor) -> Tensor:
-    return matrix.square().sum() - matrix.diagonal().square().sum()
+def _evaluate(
+    embeddings: Tensor,
+    moment_elements: int,
+    weights: dict[str, float],
+    form: Callable[[GlobalBatch, bool], tuple[dict[str, Tensor], Tensor | None]],
+) -> LossTerms:
+    """Share the batch over processes, and compute value and gradient of a loss at once."""
+    wanted = torch.is_grad_enabled() and embeddings.requires_grad
+    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
+        batch = global_batch(embeddings, moment_elements)
+        if batch.num_images < 2:
+            raise ValueError(
+                f"the batch must hold at least 2 images over all processes; got "
+                f"{batch.num_images}. Statistics over one image do not exist: raise the batch size."
+            )
+        terms, gradient = form(batch, wanted)
+        total = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
+        if gradient is not None:
+            gradient = batch.own_gradient(gradient)
+    return LossTerms(with_gradient(embeddings, total, gradient), terms)
 
 
 def barlow_twins_loss(
@@ -118,24 +132,16 @@ def barlow_twins_loss(
         >>> sorted(barlow_twins_loss(z).terms)
         ['invariance', 'redundancy']
     """
-    with torch.autocast(embeddings.device.type, enabled=False):
-        batch = _check(embeddings)
-        num_views, num_images, dim = batch.shape
-        weight = resolve_orthogonality_weight(orthogonality_weight, dim, BARLOW_AUTO)
-        standardized = standardize(batch, eps)
-        if all_pairs:
-            pairs = [(standardized[v], standardized[w]) for v in range(num_views) for w in range(v)]
-        else:
-            total = standardized.sum(dim=0)
-            pairs = [(view, (total - view) / (num_views - 1)) for view in standardized]
-        invariance = redundancy = batch.new_zeros(())
-        for view, other in pairs:
-            correlation = view.T @ other / num_images
-            invariance = invariance + (1 - correlation.diagonal()).square().sum()
-            redundancy = redundancy + _off_diagonal_square(correlation)
-        invariance, redundancy = invariance / len(pairs), redundancy / len(pairs)
-        terms = {"invariance": invariance, "redundancy": redundancy}
-        return LossTerms(invariance + weight * redundancy, terms)
+    _check(embeddings)
+    num_views, _, dim = embeddings.shape
+    weight = resolve_orthogonality_weight(orthogonality_weight, dim, BARLOW_AUTO)
+    all_pairs = all_pairs or num_views == 2  # the same loss, from one matrix
+    return _evaluate(
+        embeddings,
+        barlow_elements(num_views, dim, all_pairs),
+        {"invariance": 1.0, "redundancy": weight},
+        lambda batch, wanted: barlow_twins(batch, weight, all_pairs, eps, wanted),
+    )
 
 
 def vicreg_loss(
@@ -184,25 +190,19 @@ def vicreg_loss(
         >>> sorted(vicreg_loss(z).terms)
         ['covariance', 'invariance', 'variance']
     """
-    with torch.autocast(embeddings.device.type, enabled=False):
-        batch = _check(embeddings)
-        num_views, num_images, dim = batch.shape
-        deviation = (batch - batch.mean(dim=0)).square().sum(dim=0).mean()
-        invariance = 2 / (num_views - 1) * deviation
-        centered = center(batch)
-        variances = centered.square().sum(dim=1) / (num_images - 1)
-        variance = torch.relu(1 - torch.sqrt(variances + eps)).mean()
-        covariance = batch.new_zeros(())
-        for view in centered:
-            covariance = covariance + _off_diagonal_square(view.T @ view / (num_images - 1))
-        covariance = 2 / num_views * covariance / dim
-        total = (
-            invariance_weight * invariance
-            + variance_weight * variance
-            + covariance_weight * covariance
-        )
-        terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
-        return LossTerms(total, terms)
+    _check(embeddings)
+    num_views, _, dim = embeddings.shape
+    weights = {
+        "invariance": invariance_weight,
+        "variance": variance_weight,
+        "covariance": covariance_weight,
+    }
+    return _evaluate(
+        embeddings,
+        vicreg_elements(num_views, dim),
+        weights,
+        lambda batch, wanted: vicreg(batch, *weights.values(), eps, wanted),
+    )
 
 
 def kernel_loss(embeddings: Tensor, orthogonality_weight: Weight = "auto") -> LossTerms:
@@ -240,17 +240,12 @@ def kernel_loss(embeddings: Tensor, orthogonality_weight: Weight = "auto") -> Lo
         >>> sorted(kernel_loss(z).terms)
         ['invariance', 'orthogonality']
     """
-    with torch.autocast(embeddings.device.type, enabled=False):
-        batch = _check(embeddings)
-        num_views, num_images, dim = batch.shape
-        weight = resolve_orthogonality_weight(orthogonality_weight, dim, KERNEL_AUTO)
-        deviation = (batch - batch.mean(dim=0)).square().sum(dim=(0, 2)).mean()
-        invariance = deviation / (2 * (num_views - 1))
-        rows = batch.flatten(0, 1)
-        rows = rows - rows.mean(dim=0)
-        covariance = rows.T @ rows / (num_views * num_images)
-        orthogonality = (
-            (covariance - torch.eye(dim, dtype=batch.dtype, device=batch.device)).square().sum()
-        )
-        terms = {"invariance": invariance, "orthogonality": orthogonality}
-        return LossTerms(invariance + weight * orthogonality, terms)
+    _check(embeddings)
+    dim = embeddings.shape[2]
+    weight = resolve_orthogonality_weight(orthogonality_weight, dim, KERNEL_AUTO)
+    return _evaluate(
+        embeddings,
+        kernel_elements(dim),
+        {"invariance": 1.0, "orthogonality": weight},
+        lambda batch, wanted: kernel(batch, weight, wanted),
+    )

@@ -3,77 +3,169 @@
 This is the only file that talks to `torch.distributed`.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Elements of a part of the dimensions on a CPU: V * N * 512 at V = 4, N = 256. It stays in the cache.
+_PART_ELEMENTS = 2**19
+_PART_MIN_DIMS = 256
 
-class _AllGather(torch.autograd.Function):
-    """Gather (V, B, D) embeddings of every process along B; the gradient is the sum over processes.
 
-    Every process then computes the same loss from the same (V, world_size * B, D) tensor, so the
-    mean over processes that DistributedDataParallel takes of the parameter gradients is exactly the
-    gradient of the loss of the whole batch.
-    """
+def world_size() -> int:
+    """Return the number of processes, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-    @staticmethod
-    def forward(ctx: "_AllGather", local: Tensor) -> Tensor:
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts, dim=1)
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum over processes; so is the gradient, because every process's loss depends on the sum."""
 
     @staticmethod
-    def backward(ctx: "_AllGather", grad: Tensor) -> Tensor:
+    def forward(ctx: "_SumOverProcesses", local: Tensor) -> Tensor:
+        total = local.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: "_SumOverProcesses", grad: Tensor) -> Tensor:
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
+        return grad
 
 
-def global_batch(embeddings: Tensor) -> Tensor:
-    """Return the embeddings of the global batch, in the precision that statistics need.
+def sum_over_processes(local: Tensor) -> Tensor:
+    """Sum a tensor of the same shape on every process, differentiably."""
+    return local if world_size() == 1 else _SumOverProcesses.apply(local)
 
-    float16 and bfloat16 become float32; float32 and float64 stay. In a distributed run the
-    embeddings of all processes are gathered, differentiably.
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """Embeddings with what has to be known of those of the other processes.
+
+    Attributes:
+        rows: (V, n, D), float32 or float64: all images of the global batch if `complete`, else this
+            process's.
+        means: (V, D), over the images of the global batch.
+        num_images: N, of the global batch.
+        own: where this process's images lie in `rows`.
+        complete: whether `rows` holds the global batch.
+        num_processes: that share the loss.
+    """
+
+    rows: Tensor
+    means: Tensor
+    num_images: int
+    own: slice
+    complete: bool
+    num_processes: int
+
+    def sum(self, *local: Tensor) -> list[Tensor]:
+        """Sum tensors computed from `rows` over processes, in one collective."""
+        if self.complete:
+            return list(local)
+        buffer = torch.cat([tensor.flatten() for tensor in local])
+        dist.all_reduce(buffer)
+        parts = buffer.split([tensor.numel() for tensor in local])
+        return [part.view_as(tensor) for part, tensor in zip(parts, local, strict=True)]
+
+    def sum_symmetric(self, matrices: Tensor, *local: Tensor) -> list[Tensor]:
+        """Like `sum`, but of the first, symmetric (G, D, D), only upper triangles travel."""
+        if self.complete:
+            return [matrices, *local]
+        dim = matrices.shape[-1]
+        row, column = torch.triu_indices(dim, dim, device=matrices.device)
+        upper, *others = self.sum(matrices[:, row, column], *local)
+        matrices[:, row, column] = upper
+        matrices[:, column, row] = upper
+        return [matrices, *others]
+
+    def parts(self, gram: bool) -> list[slice]:
+        """Cut the dimensions so that the rows of a part stay in the cache, for Gram matrices."""
+        num_rows, dim = self.rows.shape[0] * self.rows.shape[1], self.rows.shape[2]
+        if not gram or self.rows.device.type != "cpu":
+            return [slice(0, dim)]
+        step = max(_PART_MIN_DIMS, _PART_ELEMENTS // max(num_rows, 1))
+        return [slice(start, min(start + step, dim)) for start in range(0, dim, step)]
+
+    def own_gradient(self, gradient: Tensor) -> Tensor:
+        """Return the gradient of this process's embeddings, for a mean of gradients over processes.
+
+        Every process computes the same loss, so the mean over processes of the parameter gradients
+        is the gradient of the whole batch if each contributes num_processes times its share.
+        """
+        gradient = gradient[:, self.own]
+        return gradient.mul_(self.num_processes) if self.num_processes > 1 else gradient
+
+
+@torch.no_grad()
+def global_batch(embeddings: Tensor, moment_elements: int) -> GlobalBatch:
+    """Share what the processes of a run must know of each other's embeddings.
+
+    One small collective gives the number of images and the means. Then, whichever moves less over the
+    wire: either each process gets the embeddings of all, or it keeps its own and the losses sum second
+    moments over processes. The backward pass communicates nothing in either case.
 
     Args:
-        embeddings: (V, B, D), this process's embeddings.
-
-    Returns:
-        (V, world_size * B, D), the same on every process.
-
-    Raises:
-        ValueError: if the processes hold different numbers of images.
+        embeddings: (V, B, D), this process's; B may differ from process to process, and be 0.
+            float16 and bfloat16 become float32.
+        moment_elements: numbers that summing second moments would move.
     """
-    if embeddings.dtype in (torch.float16, torch.bfloat16):
-        embeddings = embeddings.float()
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return embeddings
-    size = torch.tensor([embeddings.shape[1]], device=embeddings.device)
-    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, size)
-    if len({int(s) for s in sizes}) > 1:
-        raise ValueError(
-            "every process must hold the same number of images; got "
-            f"{[int(s) for s in sizes]}. Drop the last incomplete batch "
-            "(dataloader_drop_last=True)."
-        )
-    return _AllGather.apply(embeddings)
+    rows = embeddings.detach()
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
+    num_views, local_images, dim = rows.shape
+    processes = world_size()
+    if processes == 1:
+        every = slice(0, local_images)
+        means = rows.mean(dim=1)
+        return GlobalBatch(rows, means, local_images, every, complete=True, num_processes=1)
+    rank = dist.get_rank()
+    counts = rows.new_zeros(processes)
+    counts[rank] = local_images
+    buffer = torch.cat([counts, rows.sum(dim=1).flatten()])
+    dist.all_reduce(buffer)
+    sizes = [int(size) for size in buffer[:processes].tolist()]
+    num_images, largest = sum(sizes), max(sizes)
+    means = buffer[processes:].view(num_views, dim) / max(num_images, 1)
+    # A ring moves 2 (P - 1) / P of what is summed, and (P - 1) / P of what is gathered.
+    if processes * largest * num_views * dim >= 2 * moment_elements:
+        every = slice(0, local_images)
+        return GlobalBatch(rows, means, num_images, every, complete=False, num_processes=processes)
+    padded = rows.new_zeros(num_views, largest, dim)
+    padded[:, :local_images] = rows
+    gathered = rows.new_empty(processes * num_views, largest, dim)
+    dist.all_gather_into_tensor(gathered, padded)
+    parts = zip(gathered.split(num_views), sizes, strict=True)
+    rows = torch.cat([part[:, :size] for part, size in parts], dim=1)
+    start = sum(sizes[:rank])
+    own = slice(start, start + local_images)
+    return GlobalBatch(rows, means, num_images, own, complete=True, num_processes=processes)
 
 
-def center(embeddings: Tensor) -> Tensor:
-    """Subtract the mean over the batch per dimension and view, (V, B, D) -> (V, B, D)."""
-    return embeddings - embeddings.mean(dim=1, keepdim=True)
+class _KnownGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: "_KnownGradient", embeddings: Tensor, value: Tensor, gradient: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(gradient)
+        ctx.dtype = embeddings.dtype
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: "_KnownGradient", grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad).to(ctx.dtype), None, None
 
 
-def standardize(embeddings: Tensor, eps: float) -> Tensor:
-    """Give every dimension of every view zero mean and unit biased variance over the batch.
+def with_gradient(embeddings: Tensor, value: Tensor, gradient: Tensor | None) -> Tensor:
+    """Return a value whose gradient by the embeddings is known; it cannot be differentiated twice.
 
     Args:
-        embeddings: (V, B, D).
-        eps: added to the variance, inside the root.
-
-    Returns:
-        (V, B, D).
+        embeddings: what the value was computed from.
+        value: 0-d.
+        gradient: of the embeddings' shape, float32 or float64; None if nobody will ask.
     """
-    centered = center(embeddings)
-    return centered * torch.rsqrt(centered.square().mean(dim=1, keepdim=True) + eps)
+    return value if gradient is None else _KnownGradient.apply(embeddings, value, gradient)

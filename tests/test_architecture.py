@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_views"
 FLOORS = [
     {"naming", "counter_random", "statistics", "view_engine"},
-    {"losses", "loss_modules", "projector", "spectrum", "view_drawing", "views"},
-    {"configuration_ssl_views", "modeling_ssl_views", "data"},
+    {"losses", "correlation_forms", "covariance_forms", "loss_modules", "projector", "spectrum", "view_drawing", "views"},
+    {"batchnorm", "configuration_ssl_views", "modeling_ssl_views", "data"},
     {"callbacks", "evaluation", "plots", "trainer", "training_args"},
     {"export"},
     {"cli", "__main__"},

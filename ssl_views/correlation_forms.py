@@ -1,0 +1,192 @@
+"""Barlow Twins with its gradient, at a cost of min(images, dimensions).
+
+For standardized views a and b (n, D) with C = aᵀb / N, A = aaᵀ and B = bbᵀ: |C|^2 = <A, B> / N^2, and the
+gradient of |C|^2 by a is 2 b Cᵀ / N = 2 B a / N^2. So either D x D or n x n matrices will do. Averaged over all
+pairs, a view's partners enter by the sum of their Gram matrices alone.
+"""
+
+from collections.abc import Callable
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from ssl_views.covariance_forms import square_sum
+from ssl_views.statistics import GlobalBatch
+
+# Of the standardized views of a part of the dimensions: the slope of the loss by them (V, n, part), and the
+# inner product of both over all images (V, part).
+_Slope = Callable[[slice], tuple[Tensor, Tensor]]
+
+
+def barlow_elements(num_views: int, dim: int, all_pairs: bool) -> int:
+    """Return how many numbers the second moments of Barlow Twins are."""
+    return _num_products(num_views, all_pairs) * dim**2
+
+
+def _num_products(num_views: int, all_pairs: bool) -> int:
+    """Return how many D x D matrices a form needs."""
+    return num_views * (num_views - 1) // 2 if all_pairs else num_views
+
+
+def barlow_twins(
+    batch: GlobalBatch, weight: float, all_pairs: bool, eps: float, gradient: bool
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Return the terms of `losses.barlow_twins_loss` and the gradient (V, n, D) of its total."""
+    num_views, num_rows, dim = batch.rows.shape
+    by_matrices = 3 * _num_products(num_views, all_pairs) * num_rows * dim**2
+    by_gram = (2 if all_pairs else 4) * num_views * num_rows**2 * dim
+    gram = batch.complete and by_gram < by_matrices
+    views, scales = torch.empty_like(batch.rows), []
+    for part in batch.parts(gram):
+        centered = batch.rows[..., part] - batch.means[:, None, part]
+        (squares,) = batch.sum(centered.square().sum(dim=1))
+        scales.append(torch.rsqrt(squares / batch.num_images + eps))
+        views[..., part] = centered.mul_(scales[-1][:, None])
+    terms, slope = _FORMS[all_pairs, gram](batch, views, weight)
+    if not gradient:
+        return terms, None
+    # Through the standardization. Its mean needs nothing, for slopes are made of centred rows. Each part
+    # takes the place of the views that it was made of.
+    for part, scale in zip(batch.parts(gram), scales, strict=True):
+        by_view, along = slope(part)
+        by_view.addcmul_(views[..., part], along[:, None], value=-1 / batch.num_images)
+        views[..., part] = by_view.mul_(scale[:, None])
+    return terms, views
+
+
+def _others(views: Tensor) -> Tensor:
+    """Return the mean of the other views, for every view."""
+    return (views.sum(dim=0) - views).div_(len(views) - 1)
+
+
+def _through_others(slope: Tensor) -> Tensor:
+    """Turn a slope by the mean of the others into one by the views."""
+    return (slope.sum(dim=0) - slope).div_(len(slope) - 1)
+
+
+def _mean_by_gram(
+    batch: GlobalBatch, views: Tensor, weight: float
+) -> tuple[dict[str, Tensor], _Slope]:
+    num_views, num_images, _ = views.shape
+    of_views, of_others = views.new_zeros(2, num_views, num_images, num_images)
+    diagonals = []
+    for part in batch.parts(gram=True):
+        view = views[..., part]
+        others = _others(view)
+        of_views.baddbmm_(view, view.mT)
+        of_others.baddbmm_(others, others.mT)
+        diagonals.append(others.mul_(view).sum(dim=1).div_(num_images))
+    diagonal = torch.cat(diagonals, dim=1)
+    product = torch.dot(of_views.flatten(), of_others.flatten()) / num_images**2
+    terms = {
+        "invariance": square_sum(1 - diagonal) / num_views,
+        "redundancy": (product - square_sum(diagonal)) / num_views,
+    }
+    of_diagonal = ((1 - weight) * diagonal - 1).mul_(2 / (num_views * num_images))
+    of_product = 2 * weight / (num_views * num_images**2)
+
+    def slope(part: slice) -> tuple[Tensor, Tensor]:
+        view, factor = views[..., part], of_diagonal[:, None, part]
+        others = _others(view)
+        by_view = torch.bmm(of_others, view).mul_(of_product).addcmul_(others, factor)
+        by_others = torch.bmm(of_views, others).mul_(of_product).addcmul_(view, factor)
+        by_view += _through_others(by_others)
+        return by_view, (by_view * view).sum(dim=1)
+
+    return terms, slope
+
+
+def _mean_by_matrices(
+    batch: GlobalBatch, views: Tensor, weight: float
+) -> tuple[dict[str, Tensor], _Slope]:
+    num_views, num_images = len(views), batch.num_images
+    others = _others(views)
+    (correlations,) = batch.sum(torch.bmm(views.mT, others))
+    diagonal = correlations.div_(num_images).diagonal(dim1=1, dim2=2)
+    misses = 1 - diagonal
+    diagonal.zero_()
+    terms = {
+        "invariance": square_sum(misses) / num_views,
+        "redundancy": square_sum(correlations) / num_views,
+    }
+
+    def slope(part: slice) -> tuple[Tensor, Tensor]:
+        by_entry = correlations.mul_(2 * weight / (num_views * num_images))
+        diagonal.copy_(misses).mul_(-2 / (num_views * num_images))
+        by_view = torch.bmm(others, by_entry.mT)
+        by_view += _through_others(torch.bmm(views, by_entry))
+        return by_view, batch.sum((by_view * views).sum(dim=1))[0]
+
+    return terms, slope
+
+
+def _pairs_by_gram(
+    batch: GlobalBatch, views: Tensor, weight: float
+) -> tuple[dict[str, Tensor], _Slope]:
+    num_views, num_images, _ = views.shape
+    pairs = list(combinations(range(num_views), 2))
+    grams = views.new_zeros(num_views, num_images, num_images)
+    diagonals = []
+    for part in batch.parts(gram=True):
+        view = views[..., part]
+        grams.baddbmm_(view, view.mT)
+        diagonals.append(torch.stack([(view[v] * view[w]).sum(dim=0) for v, w in pairs]))
+    diagonal = torch.cat(diagonals, dim=1).div_(num_images)
+    of_others = grams.sum(dim=0) - grams
+    product = torch.dot(grams.flatten(), of_others.flatten()) / (2 * num_images**2)
+    terms = {
+        "invariance": square_sum(1 - diagonal) / len(pairs),
+        "redundancy": (product - square_sum(diagonal)) / len(pairs),
+    }
+    of_diagonal = ((1 - weight) * diagonal - 1).mul_(2 / (len(pairs) * num_images))
+
+    def slope(part: slice) -> tuple[Tensor, Tensor]:
+        view = views[..., part]
+        by_view = torch.bmm(of_others, view).mul_(2 * weight / (len(pairs) * num_images**2))
+        for factor, (v, w) in zip(of_diagonal[:, part], pairs, strict=True):
+            by_view[v].addcmul_(view[w], factor)
+            by_view[w].addcmul_(view[v], factor)
+        return by_view, (by_view * view).sum(dim=1)
+
+    return terms, slope
+
+
+def _pairs_by_matrices(
+    batch: GlobalBatch, views: Tensor, weight: float
+) -> tuple[dict[str, Tensor], _Slope]:
+    num_images = batch.num_images
+    pairs = list(combinations(range(len(views)), 2))
+    correlations = batch.sum(*(views[v].T @ views[w] for v, w in pairs))
+    misses = []
+    for matrix in correlations:
+        diagonal = matrix.div_(num_images).diagonal()
+        misses.append(1 - diagonal)
+        diagonal.zero_()
+    terms = {
+        "invariance": sum(square_sum(miss) for miss in misses) / len(pairs),
+        "redundancy": sum(square_sum(matrix) for matrix in correlations) / len(pairs),
+    }
+    scale = 2 / len(pairs)
+
+    def slope(part: slice) -> tuple[Tensor, Tensor]:
+        by_view, along = torch.zeros_like(views), views.new_zeros(len(views), views.shape[2])
+        for (v, w), matrix, miss in zip(pairs, correlations, misses, strict=True):
+            for view, dim in ((v, 1), (w, 0)):  # the slope by an entry, times the entry
+                squares = torch.linalg.vector_norm(matrix, dim=dim).square_()
+                along[view] += (weight * squares + miss * (miss - 1)).mul_(scale)
+            by_entry = matrix.mul_(weight * scale / num_images)
+            by_entry.diagonal().copy_(miss).mul_(-scale / num_images)
+            by_view[v].addmm_(views[w], by_entry.T)
+            by_view[w].addmm_(views[v], by_entry)
+        return by_view, along
+
+    return terms, slope
+
+
+_FORMS = {
+    (False, True): _mean_by_gram,
+    (False, False): _mean_by_matrices,
+    (True, True): _pairs_by_gram,
+    (True, False): _pairs_by_matrices,
+}
