@@ -154,8 +154,12 @@ class _KnownGradient(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: "_KnownGradient", grad: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "the losses must be differentiated once; got create_graph=True. Their gradient is "
+                "known in closed form and has no graph: leave create_graph off."
+            )
         (gradient,) = ctx.saved_tensors
         return (gradient * grad).to(ctx.dtype), None, None
 

@@ -8,13 +8,18 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
+from ssl_views.batchnorm import local_batchnorm_layers, synchronize_batchnorm
 from ssl_views.callbacks import EpochCallback, ProgressBar
 from ssl_views.data.loading import MultiViewDataset
 from ssl_views.evaluation.features import labelled_features
 from ssl_views.evaluation.report import evaluate_features
+from ssl_views.micro_batches import loss_by_micro_batches
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
 from ssl_views.training_args import SSLViewsTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 
 class _Means:
@@ -47,13 +52,27 @@ def _check_batch_fits(
         )
 
 
+def _synchronize(model: nn.Module, args: SSLViewsTrainingArguments) -> None:
+    if args.sync_batchnorm:
+        synchronize_batchnorm(model, args.device.type)
+    local = local_batchnorm_layers(model)
+    if local:
+        logger.warning(
+            "%d BatchNorm layers (%s, ...) use the images of their own process only, so results depend on "
+            "the number of processes. Set sync_batchnorm, or use a backbone without BatchNorm.",
+            len(local),
+            local[0],
+        )
+
+
 class SSLViewsTrainer(Trainer):
     """A thin subclass of `transformers.Trainer`; everything not named here is the stock Trainer's.
 
     It logs every term of the loss (`invariance`, ..., and `eval_invariance`, ...), decays only
     weights with two or more dimensions that the architecture lets decay, trains with LARS if
     `args.lars`, tells the data set the epoch, and reports `eval_knn` and `eval_effective_rank` of
-    frozen features where it is given rows to probe.
+    frozen features where it is given rows to probe. With several processes it gives BatchNorm the statistics
+    of all of them; with `args.micro_batch_size` it trains on batches larger than memory.
 
     Args:
         model: the model.
@@ -84,6 +103,8 @@ class SSLViewsTrainer(Trainer):
                 "one process must use one GPU, or the loss would see a part of the batch only; got "
                 f"{args.n_gpu}. Start with torchrun --nproc_per_node {args.n_gpu} -m ssl_views ..."
             )
+        if args.world_size > 1:
+            _synchronize(model, args)
         if args.lars:
             lars_args = {"lr": args.learning_rate, "momentum": 0.9, "trust_coeff": 1e-3}
             kwargs["optimizer_cls_and_kwargs"] = (Lars, lars_args)
@@ -118,6 +139,20 @@ class SSLViewsTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         (self._train_terms if model.training else self._eval_terms).add(outputs["terms"])
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Train on a batch, in micro-batches where `args` say so."""
+        if self.args.micro_batch_size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        pixel_values = self._prepare_inputs(inputs)["pixel_values"]
+        result = loss_by_micro_batches(
+            self.accelerator, model, self._ssl_model.loss, pixel_values, self.args.micro_batch_size
+        )
+        self._train_terms.add(result.terms)
+        return result.total.detach()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the terms beside the loss."""

@@ -21,7 +21,7 @@ FLOORS = [
     {"naming", "counter_random", "statistics", "view_engine"},
     {"losses", "correlation_forms", "covariance_forms", "loss_modules", "projector", "spectrum", "view_drawing", "views"},
     {"batchnorm", "configuration_ssl_views", "modeling_ssl_views", "data"},
-    {"callbacks", "evaluation", "plots", "trainer", "training_args"},
+    {"callbacks", "evaluation", "micro_batches", "plots", "trainer", "training_args"},
     {"export"},
     {"cli", "__main__"},
 ]

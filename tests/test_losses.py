@@ -210,15 +210,15 @@ def test_autocast_changes_nothing(loss):
 
 
 @each_loss
-@pytest.mark.parametrize("degenerate", ["equal rows", "dead dimension"])
-def test_degenerate_batches_are_finite(loss, degenerate):
-    z = embeddings(3, 6, 8)
-    z = (
-        z[:, :1].expand(3, 6, 8).clone()
-        if degenerate == "equal rows"
-        else z * (torch.arange(8) > 0)
-    )
-    z.requires_grad_()
+@pytest.mark.parametrize("num_images", [2, 6, 20])  # both sides of the dimension
+@pytest.mark.parametrize("degenerate", ["equal rows", "dead dimension", "nothing"])
+def test_degenerate_batches_are_finite(loss, degenerate, num_images):
+    z = embeddings(3, num_images, 8)
+    if degenerate == "equal rows":
+        z = z[:, :1].expand_as(z).clone()
+    elif degenerate == "dead dimension":
+        z = z * (torch.arange(8) > 0)
+    z = z.float().requires_grad_()
     total = loss(z).total
     total.backward()
     assert torch.isfinite(total)
@@ -226,10 +226,89 @@ def test_degenerate_batches_are_finite(loss, degenerate):
 
 
 @each_loss
-def test_nan_stays_visible(loss):
-    z = embeddings(2, 6, 4)
+@pytest.mark.parametrize("dim", [4, 12])
+def test_nan_stays_visible(loss, dim):
+    z = embeddings(2, 6, dim)
     z[0, 0, 0] = torch.nan
-    assert torch.isnan(loss(z).total)
+    z.requires_grad_()
+    total = loss(z).total
+    total.backward()
+    assert torch.isnan(total)
+    assert torch.isnan(z.grad).any()
+
+
+def by_autograd(name, z):
+    """The formulas once more, as plain as torch allows; autograd differentiates them."""
+    num_views, num_images, dim = z.shape
+    if name == "kernel":
+        cov = torch.cov(z.flatten(0, 1).T, correction=0)
+        invariance = (z - z.mean(0)).square().sum(2).mean(1).sum() / (2 * (num_views - 1))
+        return invariance + 0.1 * (cov - torch.eye(dim, dtype=z.dtype)).square().sum()
+    if name == "vicreg":
+        z = z * 0.2
+        total = 25 * 2 / (num_views - 1) * (z - z.mean(0)).square().sum(0).mean()
+        for view in z:
+            cov = torch.cov(view.T)
+            total = total + 25 * F.relu(1 - torch.sqrt(cov.diagonal() + 1e-4)).mean() / num_views
+            total = total + 2 / num_views * off_diagonal(cov).square().sum() / dim
+        return total
+    u = (z - z.mean(1, keepdim=True)) * torch.rsqrt(z.var(1, correction=0, keepdim=True) + 1e-5)
+    pairs = [(u[v], u[w]) for v in range(num_views) for w in range(num_views) if v != w]
+    if name == "barlow_twins":
+        pairs = [(view, (u.sum(0) - view) / (num_views - 1)) for view in u]
+    total = 0
+    for a, b in pairs:
+        c = a.T @ b / num_images
+        total = total + ((1 - c.diagonal()) ** 2).sum() + 0.1 * off_diagonal(c).square().sum()
+    return total / len(pairs)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("shape", [(2, 40, 9), (5, 40, 9), (2, 9, 40), (5, 9, 40), (16, 30, 20)])
+def test_gradient_equals_autograd_of_the_formula(name, shape):
+    z = embeddings(*shape).requires_grad_()
+    (ours,) = torch.autograd.grad(LOSSES[name](z).total, z)
+    (expected,) = torch.autograd.grad(by_autograd(name, z), z)
+    torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("shape", [(2, 256, 256), (4, 256, 512), (4, 512, 128)])
+def test_bfloat16_embeddings_keep_the_gradient(name, shape):
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(1, *shape[1:], generator=g) + 0.5 * torch.randn(*shape, generator=g)
+    exact = z.double().requires_grad_()
+    scale = 5 if name == "vicreg" else 1  # by_autograd multiplies by 0.2
+    (expected,) = torch.autograd.grad(by_autograd(name, scale * exact), exact)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)):
+        half = z.to(dtype).requires_grad_()
+        total = (vicreg_loss if name == "vicreg" else LOSSES[name])(half).total
+        (ours,) = torch.autograd.grad(total, half)
+        assert ours.dtype == dtype
+        error = (ours.double() - expected).norm() / expected.norm()
+        assert error < tolerance, (dtype, error)
+
+
+@each_loss
+@pytest.mark.parametrize("shape", [(4, 32, 8), (4, 8, 32)])
+def test_the_loss_compiles_without_graph_breaks(loss, shape):
+    z = embeddings(*shape, dtype=torch.float32).requires_grad_()
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: loss(x).total, fullgraph=True, backend="aot_eager")
+    total = compiled(z)
+    torch.testing.assert_close(total, loss(z).total)
+    (ours,) = torch.autograd.grad(total, z)
+    torch.testing.assert_close(ours, torch.autograd.grad(loss(z).total, z)[0])
+
+
+@each_loss
+def test_without_gradient_the_value_is_the_same(loss):
+    z = embeddings(3, 16, 8)
+    with_gradient = loss(z.clone().requires_grad_())
+    assert loss(z).total == with_gradient.total
+    assert not loss(z).total.requires_grad
+    assert with_gradient.total.requires_grad
+    assert not any(term.requires_grad for term in with_gradient.terms.values())
 
 
 def test_auto_weight_is_a_constant_over_the_dimension():

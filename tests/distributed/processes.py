@@ -9,7 +9,15 @@ import torch.multiprocessing as mp
 
 
 def _start(rank, function, world_size, folder, arguments):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="0",  # unused: the processes meet in a file
+        GLOO_SOCKET_IFNAME="lo",
+    )
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

@@ -1,0 +1,74 @@
+"""The gradient of a batch larger than memory, exactly."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_views.losses import LossTerms
+
+
+def loss_by_micro_batches(
+    accelerator: Any, model: nn.Module, loss: nn.Module, pixel_values: Tensor, micro_batch_size: int
+) -> LossTerms:
+    """Compute the loss of a batch, and add its gradient to the parameters, one micro-batch at a time.
+
+    Embeds all micro-batches without keeping activations, computes the loss and its gradient by the
+    embeddings, then embeds each micro-batch again, with the same random numbers, to carry that gradient
+    to the parameters. Equal to one forward and backward pass of the whole batch, except that layers that
+    mix images (BatchNorm) see a micro-batch; the gradient is exact for the model that does so.
+
+    Args:
+        accelerator: of `accelerate`, that prepared the model.
+        model: gives `embeddings` (V, B, D) from `pixel_values`; may be wrapped for several processes.
+        loss: of embeddings (V, B, D), over all processes.
+        pixel_values: (B, V, C, S, S).
+        micro_batch_size: images at once.
+
+    Returns:
+        LossTerms, detached.
+
+    Source:
+        GradCache, arXiv 2101.06983, section 3.
+
+    Differs from source:
+        Buffers (running statistics) are updated by the second pass only.
+    """
+    micro_batches = pixel_values.split(micro_batch_size)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    states, parts = [], []
+    with torch.no_grad():
+        for micro_batch in micro_batches:
+            states.append(_random_state(pixel_values.device))
+            parts.append(model(pixel_values=micro_batch, return_loss=False).embeddings)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    embeddings = torch.cat(parts, dim=1).detach().requires_grad_()
+    result = loss(embeddings)
+    result.total.backward()
+    gradients = embeddings.grad.split(micro_batch_size, dim=1)
+    after = _random_state(pixel_values.device)
+    for number, (micro_batch, state, gradient) in enumerate(
+        zip(micro_batches, states, gradients, strict=True), 1
+    ):
+        _set_random_state(pixel_values.device, state)
+        last = number == len(micro_batches)
+        with nullcontext() if last else accelerator.no_sync(model):
+            again = model(pixel_values=micro_batch, return_loss=False).embeddings
+            accelerator.backward((again * gradient).sum())
+    _set_random_state(pixel_values.device, after)
+    return LossTerms(result.total.detach(), result.terms)
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(device))
+    return states
+
+
+def _set_random_state(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[1], device)

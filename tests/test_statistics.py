@@ -1,0 +1,93 @@
+"""Moments, parts of the dimensions, and gradients that are known."""
+
+import pytest
+import torch
+
+from ssl_views import barlow_twins_loss, kernel_loss, statistics, vicreg_loss
+from ssl_views.statistics import GlobalBatch, global_batch, sum_over_processes, with_gradient
+
+
+def test_one_process_is_the_global_batch():
+    z = torch.randn(3, 5, 4, dtype=torch.float64)
+    batch = global_batch(z, moment_elements=0)
+    assert batch.complete
+    assert (batch.num_images, batch.num_processes, batch.own) == (5, 1, slice(0, 5))
+    torch.testing.assert_close(batch.means, z.mean(dim=1))
+    assert batch.sum(z)[0] is z
+    assert sum_over_processes(z) is z
+    assert batch.own_gradient(z).data_ptr() == z.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_becomes_float32(dtype):
+    assert global_batch(torch.zeros(2, 4, 3, dtype=dtype), 0).rows.dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(2, 256, 8192), (4, 1000, 700), (2, 3, 5)])
+def test_parts_cover_every_dimension_once(shape):
+    batch = global_batch(torch.zeros(1).expand(shape), 0)
+    covered = [i for part in batch.parts(gram=True) for i in range(part.start, part.stop)]
+    assert covered == list(range(shape[2]))
+    assert batch.parts(gram=False) == [slice(0, shape[2])]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z: barlow_twins_loss(z, 0.1),
+        lambda z: barlow_twins_loss(z, 0.1, all_pairs=True),
+        vicreg_loss,
+        lambda z: kernel_loss(z, 0.1),
+    ],
+    ids=["barlow_twins", "barlow_twins_all_pairs", "vicreg", "kernel"],
+)
+def test_parts_change_nothing(loss, monkeypatch):
+    z = torch.randn(3, 6, 50, dtype=torch.float64, requires_grad=True)
+    whole = loss(z).total
+    (gradient,) = torch.autograd.grad(whole, z)
+    monkeypatch.setattr(statistics, "_PART_ELEMENTS", 1)
+    monkeypatch.setattr(statistics, "_PART_MIN_DIMS", 7)
+    cut = loss(z).total
+    torch.testing.assert_close(cut, whole, atol=0, rtol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(cut, z)[0], gradient, atol=1e-14, rtol=1e-11)
+
+
+def test_large_means_cost_no_precision():
+    """A one-pass variance is off by a third here, and negative further out."""
+    z = torch.randn(2, 256, 16, generator=torch.Generator().manual_seed(0))
+    moved = z + 1000
+    exact = barlow_twins_loss(moved.double(), 0.1).total
+    assert barlow_twins_loss(moved, 0.1).total.item() == pytest.approx(exact.item(), rel=1e-4)
+
+
+def test_a_known_gradient_is_scaled_and_cast():
+    z = torch.zeros(2, 3, dtype=torch.float16, requires_grad=True)
+    tiny = torch.full((2, 3), 1e-8)  # below float16, until the loss is scaled
+    total = with_gradient(z, torch.tensor(3.0), tiny)
+    assert total.item() == 3
+    (total * 65536).backward()
+    torch.testing.assert_close(z.grad, (tiny * 65536).half())
+    assert not with_gradient(z, torch.tensor(3.0), None).requires_grad
+
+
+def test_a_second_derivative_is_refused():
+    z = torch.randn(2, 8, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"differentiated once; got create_graph=True.*leave"):
+        torch.autograd.grad(barlow_twins_loss(z).total, z, create_graph=True)
+
+
+def test_symmetric_matrices_travel_as_triangles(monkeypatch):
+    """With two processes that hold the same, the sum is twice what each has."""
+    sent = []
+
+    def double(tensor):
+        sent.append(tensor.numel())
+        tensor *= 2
+
+    monkeypatch.setattr(statistics.dist, "all_reduce", double)
+    rows = torch.randn(2, 7, 4)
+    batch = GlobalBatch(rows, rows.mean(dim=1), 14, slice(0, 7), complete=False, num_processes=2)
+    matrices, extra = batch.sum_symmetric(torch.bmm(rows.mT, rows), torch.ones(()))
+    torch.testing.assert_close(matrices, 2 * torch.bmm(rows.mT, rows))
+    assert extra == 2
+    assert sent == [2 * 10 + 1]
