@@ -4,10 +4,11 @@
     python benchmarks/orthogonality_weight.py --dataset ... --preset gpu    # a larger one
     python benchmarks/orthogonality_weight.py --fit                         # rule and picture only
 
-Pretrains a thin ResNet on a subset of CIFAR-10 once per loss, number of views, dimension and weight,
-and measures kNN accuracy on frozen features. Every finished run is stored at once; a run that is
-stored is not repeated, so a killed sweep goes on where it was. The rule weight = constant / D^exponent
-is the one that loses the least accuracy against the best weight of every cell, on average.
+Pretrains a thin ResNet on a subset of CIFAR-10 once per loss, number of views, dimension and
+weight, and measures kNN accuracy on frozen features. Every finished run is stored at once; a run
+that is stored is not repeated, so a killed sweep goes on where it was. The rule weight = constant /
+D^exponent is the one that loses the least accuracy against the best weight of every cell, on
+average.
 """
 
 import argparse
@@ -116,7 +117,9 @@ def train(sets, preset, device, *, loss, num_views, dim, weight, seed):
                 len(images), generator=torch.Generator().manual_seed(seed + 1000 * epoch)
             )
         chosen = order[position * batch_size : (position + 1) * batch_size]
-        views = recipe.views(list(images[chosen.to(device)]), chosen.tolist(), epoch=epoch, seed=seed)
+        views = recipe.views(
+            list(images[chosen.to(device)]), chosen.tolist(), epoch=epoch, seed=seed
+        )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, num_steps)
         with torch.autocast(device, torch.bfloat16):
@@ -163,7 +166,9 @@ def jobs(preset, losses):
     order = sorted(range(7), key=lambda i: abs(i - 3))
     return [
         dict(zip(KEY, (loss, v, d, CONSTANTS[loss][i] / d, seed), strict=True))
-        for seed, i, d, v, loss in product(preset["seeds"], order, preset["dims"], NUM_VIEWS, losses)
+        for seed, i, d, v, loss in product(
+            preset["seeds"], order, preset["dims"], NUM_VIEWS, losses
+        )
     ]
 
 
@@ -213,7 +218,7 @@ def best_weight(log_weights, accuracy):
 
 
 def regret(found, constant, exponent):
-    """Return the mean loss of accuracy of weight = constant / D^exponent against the best weight."""
+    """Return the mean loss of accuracy of constant / D^exponent against the best weights."""
     losses = []
     for (_, dim), (log_weights, accuracy) in found.items():
         wanted = math.log(constant) - exponent * math.log(dim)

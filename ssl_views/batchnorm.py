@@ -12,8 +12,8 @@ from ssl_views.statistics import sum_over_processes
 class GlobalBatchNorm(_BatchNorm):
     """BatchNorm with the statistics of all processes, for devices without SyncBatchNorm (CPU).
 
-    Takes the parameters and buffers of the layer that it replaces, under the same names; processes may
-    hold different numbers of rows. Costs two collectives forward and two backward.
+    Takes the parameters and buffers of the layer that it replaces, under the same names; processes
+    may hold different numbers of rows. Costs two collectives forward and two backward.
 
     Args:
         layer: BatchNorm1d, 2d or 3d, or timm's BatchNormAct2d, whose activation it keeps.
@@ -24,7 +24,7 @@ class GlobalBatchNorm(_BatchNorm):
         self.num_features, self.affine = layer.num_features, layer.affine
         self.track_running_stats = layer.track_running_stats
         self.weight, self.bias = layer.weight, layer.bias
-        for name, buffer in layer._buffers.items():
+        for name, buffer in layer.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
         self.drop = getattr(layer, "drop", nn.Identity())
         self.act = getattr(layer, "act", nn.Identity())
@@ -57,10 +57,10 @@ class GlobalBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, num_rows: Tensor) -> None:
-        if self.running_mean is None:
+        if self.running_mean is None or self.running_var is None:
             return
-        self.num_batches_tracked += 1
-        share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        count = self.get_buffer("num_batches_tracked").add_(1)
+        share = self.momentum if self.momentum is not None else 1 / float(count)
         unbiased = variance * (num_rows / (num_rows - 1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
@@ -69,8 +69,8 @@ class GlobalBatchNorm(_BatchNorm):
 def synchronize_batchnorm(model: nn.Module, device_type: str) -> nn.Module:
     """Make the BatchNorm layers of a model use the statistics of all processes, in place.
 
-    On GPUs with timm's conversion to SyncBatchNorm, on the CPU with `GlobalBatchNorm`. Names of parameters
-    and buffers stay, so checkpoints and encoders do too.
+    On GPUs with timm's conversion to SyncBatchNorm, on the CPU with `GlobalBatchNorm`. Names of
+    parameters and buffers stay, so checkpoints and encoders do too.
 
     Args:
         model: not yet wrapped in DistributedDataParallel.
@@ -81,7 +81,8 @@ def synchronize_batchnorm(model: nn.Module, device_type: str) -> nn.Module:
     """
     if device_type != "cpu":
         return convert_sync_batchnorm(model)
-    if type(model) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d):
+    plain = type(model) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
+    if isinstance(model, _BatchNorm) and plain:  # a subclass may do more than these
         return GlobalBatchNorm(model)
     for name, child in model.named_children():
         setattr(model, name, synchronize_batchnorm(child, device_type))

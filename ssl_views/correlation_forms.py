@@ -1,8 +1,8 @@
 """Barlow Twins with its gradient, at a cost of min(images, dimensions).
 
-For standardized views a and b (n, D) with C = aᵀb / N, A = aaᵀ and B = bbᵀ: |C|^2 = <A, B> / N^2, and the
-gradient of |C|^2 by a is 2 b Cᵀ / N = 2 B a / N^2. So either D x D or n x n matrices will do. Averaged over all
-pairs, a view's partners enter by the sum of their Gram matrices alone.
+For standardized views a and b (n, D) with C = aᵀb / N, A = aaᵀ and B = bbᵀ: |C|^2 = <A, B> / N^2,
+and the gradient of |C|^2 by a is 2 b Cᵀ / N = 2 B a / N^2. So either D x D or n x n matrices will
+do. Averaged over all pairs, a view's partners enter by the sum of their Gram matrices alone.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,10 @@ from torch import Tensor
 from ssl_views.covariance_forms import square_sum
 from ssl_views.statistics import GlobalBatch
 
-# Of the standardized views of a part of the dimensions: the slope of the loss by them (V, n, part), and the
-# inner product of both over all images (V, part).
+# Of the standardized views of a part of the dimensions: the slope of the loss by them (V, n, part),
+# and the inner product of both over all images (V, part).
 _Slope = Callable[[slice], tuple[Tensor, Tensor]]
+_Form = Callable[[GlobalBatch, Tensor, float], tuple[dict[str, Tensor], _Slope]]
 
 
 def barlow_elements(num_views: int, dim: int, all_pairs: bool) -> int:
@@ -46,8 +47,8 @@ def barlow_twins(
     terms, slope = _FORMS[all_pairs, gram](batch, views, weight)
     if not gradient:
         return terms, None
-    # Through the standardization. Its mean needs nothing, for slopes are made of centred rows. Each part
-    # takes the place of the views that it was made of.
+    # Through the standardization. Its mean needs nothing, for slopes are made of centred rows. Each
+    # part takes the place of the views that it was made of.
     for part, scale in zip(batch.parts(gram), scales, strict=True):
         by_view, along = slope(part)
         by_view.addcmul_(views[..., part], along[:, None], value=-1 / batch.num_images)
@@ -164,8 +165,8 @@ def _pairs_by_matrices(
         misses.append(1 - diagonal)
         diagonal.zero_()
     terms = {
-        "invariance": sum(square_sum(miss) for miss in misses) / len(pairs),
-        "redundancy": sum(square_sum(matrix) for matrix in correlations) / len(pairs),
+        "invariance": torch.stack([square_sum(miss) for miss in misses]).mean(),
+        "redundancy": torch.stack([square_sum(matrix) for matrix in correlations]).mean(),
     }
     scale = 2 / len(pairs)
 
@@ -184,7 +185,7 @@ def _pairs_by_matrices(
     return terms, slope
 
 
-_FORMS = {
+_FORMS: dict[tuple[bool, bool], _Form] = {
     (False, True): _mean_by_gram,
     (False, False): _mean_by_matrices,
     (True, True): _pairs_by_gram,

@@ -1,7 +1,7 @@
 """VICReg and the kernel form with their gradients, at a cost of min(images, dimensions).
 
-For centred rows X (n, D), XᵀX and the Gram matrix XXᵀ have the same norm, and X (XᵀX) = (XXᵀ) X. So the
-smaller of the two gives value and gradient, and the other is never made.
+For centred rows X (n, D), XᵀX and the Gram matrix XXᵀ have the same norm, and X (XᵀX) = (XXᵀ) X. So
+the smaller of the two gives value and gradient, and the other is never made.
 """
 
 import torch
@@ -19,7 +19,8 @@ def square_sum(values: Tensor) -> Tensor:
 class _Moments:
     """Second moments over the images of all processes.
 
-    Of G groups of centred rows X (n, D) it knows XᵀX; VICReg has a group per view, the kernel form one.
+    Of G groups of centred rows X (n, D) it knows XᵀX; VICReg has a group per view, the kernel form
+    one.
 
     Attributes:
         deviation: 0-d, the sum over views, images and dimensions of (z_v - mean of the views)^2.
@@ -29,7 +30,7 @@ class _Moments:
     """
 
     def __init__(self, batch: GlobalBatch, num_groups: int) -> None:
-        num_views, num_images, dim = batch.rows.shape
+        dim = batch.rows.shape[2]
         self._rows = batch.rows.view(num_groups, -1, dim)
         self._means = batch.means.view(num_groups, -1, dim).mean(dim=1, keepdim=True)
         num_rows = self._rows.shape[1]
@@ -76,9 +77,7 @@ def vicreg_elements(num_views: int, dim: int) -> int:
 
 def vicreg(
     batch: GlobalBatch,
-    invariance_weight: float,
-    variance_weight: float,
-    covariance_weight: float,
+    weights: dict[str, float],
     eps: float,
     gradient: bool,
 ) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -95,9 +94,9 @@ def vicreg(
     }
     if not gradient:
         return terms, None
-    of_invariance = invariance_weight * 4 / ((num_views - 1) * entries)
-    of_variance = (hinge > 0) / deviations * (-variance_weight / (num_views * dim * free))
-    of_covariance = covariance_weight * 8 / (num_views * dim * free**2)
+    of_invariance = weights["invariance"] * 4 / ((num_views - 1) * entries)
+    of_variance = (hinge > 0) / deviations * (-weights["variance"] / (num_views * dim * free))
+    of_covariance = weights["covariance"] * 8 / (num_views * dim * free**2)
     out = torch.empty_like(batch.rows)
     for part in moments.parts:
         centered = moments.centered(part)
@@ -118,7 +117,7 @@ def kernel(
     batch: GlobalBatch, weight: float, gradient: bool
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return the terms of `losses.kernel_loss` and the gradient (V, n, D) of its total."""
-    num_views, _, dim = batch.rows.shape
+    num_views = len(batch.rows)
     num_rows = num_views * batch.num_images
     moments = _Moments(batch, num_groups=1)
     excess = moments.diagonal / num_rows - 1

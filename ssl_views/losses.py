@@ -201,7 +201,7 @@ def vicreg_loss(
         embeddings,
         vicreg_elements(num_views, dim),
         weights,
-        lambda batch, wanted: vicreg(batch, *weights.values(), eps, wanted),
+        lambda batch, wanted: vicreg(batch, weights, eps, wanted),
     )
 
 

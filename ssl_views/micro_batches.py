@@ -12,16 +12,17 @@ from ssl_views.losses import LossTerms
 def loss_by_micro_batches(
     accelerator: Any, model: nn.Module, loss: nn.Module, pixel_values: Tensor, micro_batch_size: int
 ) -> LossTerms:
-    """Compute the loss of a batch, and add its gradient to the parameters, one micro-batch at a time.
+    """Add the gradient of a batch's loss to the parameters, one micro-batch at a time.
 
     Embeds all micro-batches without keeping activations, computes the loss and its gradient by the
-    embeddings, then embeds each micro-batch again, with the same random numbers, to carry that gradient
-    to the parameters. Equal to one forward and backward pass of the whole batch, except that layers that
-    mix images (BatchNorm) see a micro-batch; the gradient is exact for the model that does so.
+    embeddings, then embeds each micro-batch again, with the same random numbers, to carry that
+    gradient to the parameters. Equal to one pass of the whole batch, except that layers that mix
+    images (BatchNorm) see a micro-batch; the gradient is exact for the model that does so.
 
     Args:
         accelerator: of `accelerate`, that prepared the model.
-        model: gives `embeddings` (V, B, D) from `pixel_values`; may be wrapped for several processes.
+        model: gives `embeddings` (V, B, D) from `pixel_values`; may be wrapped for several
+            processes.
         loss: of embeddings (V, B, D), over all processes.
         pixel_values: (B, V, C, S, S).
         micro_batch_size: images at once.
@@ -44,19 +45,19 @@ def loss_by_micro_batches(
             parts.append(model(pixel_values=micro_batch, return_loss=False).embeddings)
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    embeddings = torch.cat(parts, dim=1).detach().requires_grad_()
+    embeddings = torch.cat(parts, dim=1).requires_grad_()
     result = loss(embeddings)
-    result.total.backward()
-    gradients = embeddings.grad.split(micro_batch_size, dim=1)
+    (gradient,) = torch.autograd.grad(result.total, embeddings)
+    gradients = gradient.split(micro_batch_size, dim=1)
     after = _random_state(pixel_values.device)
-    for number, (micro_batch, state, gradient) in enumerate(
+    for number, (micro_batch, state, part) in enumerate(
         zip(micro_batches, states, gradients, strict=True), 1
     ):
         _set_random_state(pixel_values.device, state)
         last = number == len(micro_batches)
         with nullcontext() if last else accelerator.no_sync(model):
             again = model(pixel_values=micro_batch, return_loss=False).embeddings
-            accelerator.backward((again * gradient).sum())
+            accelerator.backward((again * part).sum())
     _set_random_state(pixel_values.device, after)
     return LossTerms(result.total.detach(), result.terms)
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Elements of a part of the dimensions on a CPU: V * N * 512 at V = 4, N = 256. It stays in the cache.
+# Elements of a part of the dimensions on a CPU, 2 MB: it stays in the cache.
 _PART_ELEMENTS = 2**19
 _PART_MIN_DIMS = 256
 
@@ -103,8 +103,8 @@ class GlobalBatch:
 def global_batch(embeddings: Tensor, moment_elements: int) -> GlobalBatch:
     """Share what the processes of a run must know of each other's embeddings.
 
-    One small collective gives the number of images and the means. Then, whichever moves less over the
-    wire: either each process gets the embeddings of all, or it keeps its own and the losses sum second
+    One small collective gives the number of images and the means. Then, whichever moves less:
+    either each process gets the embeddings of all, or it keeps its own and the losses sum second
     moments over processes. The backward pass communicates nothing in either case.
 
     Args:
@@ -149,8 +149,7 @@ class _KnownGradient(torch.autograd.Function):
     def forward(
         ctx: "_KnownGradient", embeddings: Tensor, value: Tensor, gradient: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(gradient)
-        ctx.dtype = embeddings.dtype
+        ctx.save_for_backward(gradient, embeddings.new_empty(0))
         return value.clone()
 
     @staticmethod
@@ -160,8 +159,9 @@ class _KnownGradient(torch.autograd.Function):
                 "the losses must be differentiated once; got create_graph=True. Their gradient is "
                 "known in closed form and has no graph: leave create_graph off."
             )
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grad).to(ctx.dtype), None, None
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        gradient, like = saved
+        return (gradient * grad).to(like.dtype), None, None
 
 
 def with_gradient(embeddings: Tensor, value: Tensor, gradient: Tensor | None) -> Tensor:

@@ -58,8 +58,9 @@ def _synchronize(model: nn.Module, args: SSLViewsTrainingArguments) -> None:
     local = local_batchnorm_layers(model)
     if local:
         logger.warning(
-            "%d BatchNorm layers (%s, ...) use the images of their own process only, so results depend on "
-            "the number of processes. Set sync_batchnorm, or use a backbone without BatchNorm.",
+            "%d BatchNorm layers (%s, ...) use the images of their own process only, so results "
+            "depend on the number of processes. Set sync_batchnorm, or use a backbone without "
+            "BatchNorm.",
             len(local),
             local[0],
         )
@@ -71,8 +72,8 @@ class SSLViewsTrainer(Trainer):
     It logs every term of the loss (`invariance`, ..., and `eval_invariance`, ...), decays only
     weights with two or more dimensions that the architecture lets decay, trains with LARS if
     `args.lars`, tells the data set the epoch, and reports `eval_knn` and `eval_effective_rank` of
-    frozen features where it is given rows to probe. With several processes it gives BatchNorm the statistics
-    of all of them; with `args.micro_batch_size` it trains on batches larger than memory.
+    frozen features where it is given rows to probe. With several processes it gives BatchNorm the
+    statistics of all of them; with `args.micro_batch_size` it trains on batches larger than memory.
 
     Args:
         model: the model.

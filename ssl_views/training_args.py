@@ -18,9 +18,9 @@ class SSLViewsTrainingArguments(TrainingArguments):
     """Arguments of `transformers.TrainingArguments` with other defaults, and a few of our own.
 
     Attributes:
-        micro_batch_size: images per forward pass, for a batch that does not fit in memory; the loss and its
-            gradient are still those of the whole batch. Costs a second forward pass. BatchNorm layers
-            normalize over a micro-batch.
+        micro_batch_size: images per forward pass, for a batch that does not fit in memory; the loss
+            and its gradient are still those of the whole batch. Costs a second forward pass.
+            BatchNorm layers normalize over a micro-batch.
         allow_inexact_accumulation: allow `gradient_accumulation_steps` above 1, which averages the
             gradients of small batches and is not the gradient of a large one.
         sync_batchnorm: give BatchNorm layers the statistics of all processes.
@@ -101,40 +101,42 @@ class SSLViewsTrainingArguments(TrainingArguments):
     micro_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Images per device in one forward pass, where the batch does not fit in memory. The "
-            "loss stays that of the whole batch; costs a second forward pass."
+            "help": "Images per device in one forward pass, where the batch does not fit in "
+            "memory. The loss stays that of the whole batch; costs a second forward pass."
         },
     )
     allow_inexact_accumulation: bool = field(
         default=False,
         metadata={
-            "help": "Allow --gradient_accumulation_steps above 1, which does not enlarge the batch of "
-            "the loss."
+            "help": "Allow --gradient_accumulation_steps above 1, which does not enlarge the batch "
+            "of the loss."
         },
     )
     sync_batchnorm: bool = field(
         default=True,
-        metadata={"help": "BatchNorm over the images of all processes, as on one with all of them."},
+        metadata={
+            "help": "BatchNorm over the images of all processes, as on one with all of them."
+        },
     )
 
     def __post_init__(self) -> None:
         if self.gradient_accumulation_steps > 1 and not self.allow_inexact_accumulation:
             raise ValueError(
-                "gradient_accumulation_steps must be 1, for the loss of a batch is not the mean over "
-                f"its parts; got {self.gradient_accumulation_steps}. Set per_device_train_batch_size to "
-                "the whole batch and micro_batch_size to what fits in memory, or "
-                "allow_inexact_accumulation."
+                "gradient_accumulation_steps must be 1, for the loss of a batch is not the mean "
+                f"over its parts; got {self.gradient_accumulation_steps}. Set "
+                "per_device_train_batch_size to the whole batch and micro_batch_size to what fits "
+                "in memory, or allow_inexact_accumulation."
             )
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ValueError(
-                f"micro_batch_size must be at least 1; got {self.micro_batch_size}. Leave it out to "
-                "use the whole batch at once."
+                f"micro_batch_size must be at least 1; got {self.micro_batch_size}. Leave it out "
+                "to use the whole batch at once."
             )
         if self.micro_batch_size is not None and self.gradient_accumulation_steps > 1:
             raise ValueError(
                 "micro_batch_size and gradient_accumulation_steps must not be combined; got "
-                f"{self.micro_batch_size} and {self.gradient_accumulation_steps}. micro_batch_size alone "
-                "is exact."
+                f"{self.micro_batch_size} and {self.gradient_accumulation_steps}. "
+                "micro_batch_size alone is exact."
             )
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers allows bf16 without a GPU only if told so

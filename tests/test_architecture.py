@@ -19,7 +19,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssl_views"
 FLOORS = [
     {"naming", "counter_random", "statistics", "view_engine"},
-    {"losses", "correlation_forms", "covariance_forms", "loss_modules", "projector", "spectrum", "view_drawing", "views"},
+    {
+        "losses",
+        "correlation_forms",
+        "covariance_forms",
+        "loss_modules",
+        "projector",
+        "spectrum",
+        "view_drawing",
+        "views",
+    },
     {"batchnorm", "configuration_ssl_views", "modeling_ssl_views", "data"},
     {"callbacks", "evaluation", "micro_batches", "plots", "trainer", "training_args"},
     {"export"},

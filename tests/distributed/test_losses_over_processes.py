@@ -50,7 +50,9 @@ class Traffic:
     def __init__(self, monkeypatch):
         self.sent = self.collectives = 0
         for name, weight in (("all_reduce", 2), ("all_gather_into_tensor", 1)):
-            monkeypatch.setattr(dist, name, functools.partial(self._count, getattr(dist, name), weight))
+            monkeypatch.setattr(
+                dist, name, functools.partial(self._count, getattr(dist, name), weight)
+            )
 
     def _count(self, collective, weight, tensor, *args):
         self.sent += weight * tensor.numel()
@@ -130,9 +132,7 @@ def no_images(rank, world_size):
 
 def network():
     torch.manual_seed(2)
-    return nn.Sequential(
-        nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6)
-    ).double()
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6)).double()
 
 
 class Rows(nn.Module):

@@ -55,7 +55,7 @@ def train(rank, world_size, output_dir, *options):
     trainer = trainer_of(output_dir, world_size, model, **values)
     assert trainer.args.world_size == world_size
     trainer.train()
-    return {name: value for name, value in trainer.model.state_dict().items()}
+    return dict(trainer.model.state_dict())
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
