@@ -56,7 +56,7 @@ def _over_pairs(two_views):
     return loss
 
 
-def _file_of(distribution, path, name):
+def file_of(distribution, path, name):
     """Import one file of a distribution whose package needs more than is installed."""
     location = importlib.metadata.distribution(distribution).locate_file(path)
     spec = importlib.util.spec_from_file_location(name, location)
@@ -65,12 +65,16 @@ def _file_of(distribution, path, name):
     return module
 
 
+def version_of(distribution):
+    return importlib.metadata.version(distribution)
+
+
 def losses():
     """Return every loss by name, embeddings (V, B, D) -> 0-d."""
     from lightly.loss import BarlowTwinsLoss, VICRegLoss
 
-    solo_barlow = _file_of("solo-learn", "solo/losses/barlow.py", "solo_barlow")
-    solo_vicreg = _file_of("solo-learn", "solo/losses/vicreg.py", "solo_vicreg")
+    solo_barlow = file_of("solo-learn", "solo/losses/barlow.py", "solo_barlow")
+    solo_vicreg = file_of("solo-learn", "solo/losses/vicreg.py", "solo_vicreg")
     return {
         "lightly Barlow Twins": _over_pairs(BarlowTwinsLoss(lambda_param=WEIGHT)),
         "solo-learn Barlow Twins": _over_pairs(
@@ -80,6 +84,9 @@ def losses():
         "solo-learn VICReg": _over_pairs(solo_vicreg.vicreg_loss_func),
         "Barlow Twins, mean of the others": lambda z: barlow_twins_loss(z, WEIGHT).total,
         "Barlow Twins, all pairs": lambda z: barlow_twins_loss(z, WEIGHT, all_pairs=True).total,
+        "Barlow Twins, redundancy of the mean": lambda z: (
+            barlow_twins_loss(z, WEIGHT, redundancy="mean").total
+        ),
         "VICReg": lambda z: vicreg_loss(z).total,
         "kernel": lambda z: kernel_loss(z).total,
     }
@@ -170,7 +177,7 @@ if __name__ == "__main__":
         "peak_bytes": [],
     }
     for package in PEERS:
-        result["versions"][package] = importlib.metadata.version(package)
+        result["versions"][package] = version_of(package)
     for shape in SHAPES:
         times = measure(shape, every, args.rounds)
         result["cells"].append({"shape": shape, "milliseconds": times})

@@ -29,6 +29,7 @@ from ssl_views import SSLViewsConfig, SSLViewsForPreTraining, ViewRecipe, effect
 from ssl_views.data.sources import load_train_and_test
 from ssl_views.evaluation.features import labels_of
 from ssl_views.evaluation.knn import knn_accuracy
+from ssl_views.losses import BARLOW_AUTO, KERNEL_AUTO, VICREG_AUTO
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,6 +38,11 @@ CONSTANTS = {
     "barlow_twins": [0.1, 0.32, 1, 3.2, 10, 32, 100],
     "kernel": [4, 13, 40, 128, 400, 1300, 4000],
     "vicreg": [0.0013, 0.004, 0.013, 0.04, 0.13, 0.4, 1.3],
+}
+AUTO = {  # constant and exponent
+    "barlow_twins": (BARLOW_AUTO, 1.0),
+    "kernel": (KERNEL_AUTO, 1.0),
+    "vicreg": (VICREG_AUTO, 1.0),
 }
 # Dilated, because the stock network would leave one pixel of a 32 px view.
 THIN = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "output_stride": 8}
@@ -262,6 +268,7 @@ def fit(runs):
             "regret": free[0],
             "constant_at_exponent_1": fixed[1],
             "regret_at_exponent_1": fixed[0],
+            "regret_of_auto": regret(found, *AUTO[loss]),
             "best_weights": [
                 {"num_views": v, "dim": d, "weight": w, "inside_grid": inside}
                 for (v, d), (w, inside) in best.items()

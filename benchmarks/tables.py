@@ -1,4 +1,4 @@
-"""Write the tables of README.md from benchmarks/results/*.json.
+"""Write the tables of the documents from benchmarks/results/*.json.
 
 python benchmarks/tables.py            # rewrite
 python benchmarks/tables.py --check    # fail if a table is not that of its JSON
@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -59,23 +59,156 @@ def cifar10_cpu(result):
     return [*_table(result, {n: n.replace("_", " ") for n in names}), "", _footnote(result, more)]
 
 
+PAIRS = {  # ours, and the peer's that does the same
+    "Barlow Twins, mean of the others": "Barlow Twins",
+    "Barlow Twins, all pairs": "Barlow Twins",
+    "Barlow Twins, redundancy of the mean": "Barlow Twins",
+    "VICReg": "VICReg",
+}
+PEERS = ("lightly", "solo-learn")
+
+
+def _ratio(value):
+    return f"{value:.0f}" if value >= 20 else f"{value:.1f}"
+
+
+def _times(milliseconds):
+    """Return a line of ratios to the peers, the medians over rounds."""
+    cells = []
+    for ours, theirs in PAIRS.items():
+        rounds = (
+            zip(milliseconds[f"{peer} {theirs}"], milliseconds[ours], strict=True) for peer in PEERS
+        )
+        cells.append(" / ".join(_ratio(median(a / b for a, b in pairs)) for pairs in rounds))
+    return cells
+
+
+def _losses_footnote(result):
+    versions = ", ".join(f"{p} {result['versions'][p]}" for p in ("torch", *PEERS))
+    return (
+        f"Ratios to {' / '.join(PEERS)}, looped over pairs of views; one thread of an "
+        f"{result['machine']['processor']}, float32, medians of {result['rounds']} interleaved "
+        f"rounds; {versions}."
+    )
+
+
+def losses(result, shapes=None):
+    """Table of the time of the losses."""
+    lines = [f"| V, B, D | {' | '.join(PAIRS)} |", "| --- |" + " --- |" * len(PAIRS)]
+    for cell in result["cells"]:
+        if shapes is None or cell["shape"] in shapes:
+            shape = ", ".join(map(str, cell["shape"]))
+            lines.append(f"| {shape} | {' | '.join(_times(cell['milliseconds']))} |")
+    return [*lines, "", f"Times faster, forward and backward. {_losses_footnote(result)}"]
+
+
+def losses_short(result):
+    """Table of the time of the losses, some of them."""
+    return losses(result, ([2, 256, 256], [2, 256, 8192], [4, 256, 1024], [4, 256, 8192]))
+
+
+def losses_memory(result):
+    """Table of the peak memory of the losses."""
+    lines = [f"| V, B, D | {' | '.join(PAIRS)} |", "| --- |" + " --- |" * len(PAIRS)]
+    for row in result["peak_bytes"]:
+        peaks = row["bytes"]
+        ratios = [
+            " / ".join(_ratio(peaks[f"{peer} {theirs}"] / peaks[ours]) for peer in PEERS)
+            + f" ({peaks[ours] / 1e6:.0f} MB)"
+            for ours, theirs in PAIRS.items()
+        ]
+        lines.append(f"| {', '.join(map(str, row['shape']))} | {' | '.join(ratios)} |")
+    return [*lines, "", f"Times less, peak above the embeddings. {_losses_footnote(result)}"]
+
+
+def losses_scaling(result):
+    """Table of the time of the losses over the number of views."""
+    views = [cell["shape"][0] for cell in result["scaling"]]
+    lines = [f"| loss | {' | '.join(f'V = {v}' for v in views)} | exponent |"]
+    lines.append("| --- |" + " --- |" * (len(views) + 1))
+    for name, exponent in result["exponents"].items():
+        times = [median(cell["milliseconds"][name]) for cell in result["scaling"]]
+        relative = " | ".join(_ratio(t / times[0]) for t in times)
+        lines.append(f"| {name} | {relative} | {exponent:.2f} |")
+    _, batch, dim = result["scaling"][0]["shape"]
+    return [*lines, "", f"Time relative to V = 2 at B = {batch}, D = {dim}; slope of log on log."]
+
+
+def losses_over_processes(result):
+    """Table of the error of the gradient of two processes."""
+    lines = ["| loss | different data | the same data in both |", "| --- | --- | --- |"]
+    for name, cases in result["losses"].items():
+        cells = [
+            f"{case['relative_error']:.1g} (length {case['length']:.2f})"
+            for case in (cases["different data"], cases["same data"])
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    versions = ", ".join(f"{p} {result['versions'][p]}" for p in ("torch", *PEERS))
+    text = (
+        "Relative error of the gradient of two processes, and its length (1 is right), against one"
+    )
+    return [*lines, "", f"{text} with the whole batch; float64, gloo, {versions}."]
+
+
+def orthogonality_weight(result):
+    """Table of the rules behind "auto"."""
+    lines = [
+        "| loss | best rule | exponent, leaving out one D | points lost | constant at 1/D | "
+        "points lost | points lost by auto |",
+        "| --- |" + " --- |" * 6,
+    ]
+    for loss, rule in result["rules"].items():
+        low, high = rule["exponent_range_leaving_out_one_dim"]
+        lines.append(
+            f"| {loss} | {rule['constant']:.2g} / D^{rule['exponent']:.1f} "
+            f"| {low:.1f} to {high:.1f} "
+            f"| {100 * rule['regret']:.1f} | {rule['constant_at_exponent_1']:.2g} "
+            f"| {100 * rule['regret_at_exponent_1']:.1f} | {100 * rule['regret_of_auto']:.1f} |"
+        )
+    preset, minutes = result["preset"], result["seconds"] / 60
+    versions = ", ".join(f"{p} {result['versions'][p]}" for p in ("torch", "timm"))
+    return [
+        *lines,
+        "",
+        "Points of kNN accuracy below the best weight, mean over D and V = 2, 4. "
+        f"{result['dataset']}, {preset['num_images']:,} images, {preset['num_steps']} steps of "
+        f"{preset['batch_size']} images, {len(preset['seeds'])} seed; {len(result['runs'])} runs in {minutes:.0f} minutes on "
+        f"{result['machine']['cores']} cores of an {result['machine']['processor']}; {versions}.",
+    ]
+
+
+TABLES = {  # by name: the function, and the JSON it reads
+    "main_job": (main_job, "main_job"),
+    "cifar10_cpu": (cifar10_cpu, "cifar10_cpu"),
+    "losses": (losses, "losses"),
+    "losses_short": (losses_short, "losses"),
+    "losses_memory": (losses_memory, "losses"),
+    "losses_scaling": (losses_scaling, "losses"),
+    "losses_over_processes": (losses_over_processes, "losses_over_processes"),
+    "orthogonality_weight": (orthogonality_weight, "orthogonality_weight"),
+}
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "losses.md")
+BLOCK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", flags=re.DOTALL)
+
+
+def _block(match):
+    render, name = TABLES[match[1]]
+    body = "\n".join(render(json.loads((RESULTS / f"{name}.json").read_text())))
+    return f"<!-- table {match[1]} -->\n{body}\n<!-- end -->"
+
+
 def filled(text):
     """Return a document with its tables filled."""
-    for name, render in (("main_job", main_job), ("cifar10_cpu", cifar10_cpu)):
-        result = json.loads((RESULTS / f"{name}.json").read_text())
-        body = "\n".join(render(result))
-        block = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-        text = block.sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
-    return text
+    return BLOCK.sub(_block, text)
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    before = readme.read_text()
-    if "--check" in sys.argv[1:]:
-        if filled(before) != before:
+    for document in DOCUMENTS:
+        before = document.read_text()
+        after = filled(before)
+        if "--check" not in sys.argv[1:]:
+            document.write_text(after)
+        elif after != before:
             raise SystemExit(
-                "README.md does not hold the stored results: python benchmarks/tables.py"
+                f"{document.name} does not hold the stored results: python benchmarks/tables.py"
             )
-    else:
-        readme.write_text(filled(before))

@@ -7,6 +7,7 @@ do. Averaged over all pairs, a view's partners enter by the sum of their Gram ma
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,31 +21,41 @@ _Slope = Callable[[slice], tuple[Tensor, Tensor]]
 _Form = Callable[[GlobalBatch, Tensor, float], tuple[dict[str, Tensor], _Slope]]
 
 
-def barlow_elements(num_views: int, dim: int, all_pairs: bool) -> int:
+# What correlates: every view with the mean of the others, all pairs of views, or (off the diagonal,
+# else as "others") the mean of the views with itself.
+Form = Literal["others", "pairs", "mean"]
+
+
+def barlow_elements(num_views: int, dim: int, form: Form) -> int:
     """Return how many numbers the second moments of Barlow Twins are."""
-    return _num_products(num_views, all_pairs) * dim**2
+    if form == "mean":
+        return dim * (dim + 1) // 2
+    return dim**2 * (num_views * (num_views - 1) // 2 if form == "pairs" else num_views)
 
 
-def _num_products(num_views: int, all_pairs: bool) -> int:
-    """Return how many D x D matrices a form needs."""
-    return num_views * (num_views - 1) // 2 if all_pairs else num_views
+def _gram_is_cheaper(batch: GlobalBatch, form: Form) -> bool:
+    """Compare matrix products: forward and backward by D x D matrices, and by n x n ones."""
+    num_views, num_rows, dim = batch.rows.shape
+    by_matrices, by_grams = {
+        "others": (3 * num_views, 4 * num_views),
+        "pairs": (3 * num_views * (num_views - 1) // 2, 2 * num_views),
+        "mean": (2, 2),
+    }[form]
+    return batch.complete and by_grams * num_rows < by_matrices * dim
 
 
 def barlow_twins(
-    batch: GlobalBatch, weight: float, all_pairs: bool, eps: float, gradient: bool
+    batch: GlobalBatch, weight: float, form: Form, eps: float, gradient: bool
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return the terms of `losses.barlow_twins_loss` and the gradient (V, n, D) of its total."""
-    num_views, num_rows, dim = batch.rows.shape
-    by_matrices = 3 * _num_products(num_views, all_pairs) * num_rows * dim**2
-    by_gram = (2 if all_pairs else 4) * num_views * num_rows**2 * dim
-    gram = batch.complete and by_gram < by_matrices
+    gram = _gram_is_cheaper(batch, form)
     views, scales = torch.empty_like(batch.rows), []
     for part in batch.parts(gram):
         centered = batch.rows[..., part] - batch.means[:, None, part]
         (squares,) = batch.sum(centered.square().sum(dim=1))
         scales.append(torch.rsqrt(squares / batch.num_images + eps))
         views[..., part] = centered.mul_(scales[-1][:, None])
-    terms, slope = _FORMS[all_pairs, gram](batch, views, weight)
+    terms, slope = _FORMS[form, gram](batch, views, weight)
     if not gradient:
         return terms, None
     # Through the standardization. Its mean needs nothing, for slopes are made of centred rows. Each
@@ -66,7 +77,7 @@ def _through_others(slope: Tensor) -> Tensor:
     return (slope.sum(dim=0) - slope).div_(len(slope) - 1)
 
 
-def _mean_by_gram(
+def _others_by_gram(
     batch: GlobalBatch, views: Tensor, weight: float
 ) -> tuple[dict[str, Tensor], _Slope]:
     num_views, num_images, _ = views.shape
@@ -98,7 +109,7 @@ def _mean_by_gram(
     return terms, slope
 
 
-def _mean_by_matrices(
+def _others_by_matrices(
     batch: GlobalBatch, views: Tensor, weight: float
 ) -> tuple[dict[str, Tensor], _Slope]:
     num_views, num_images = len(views), batch.num_images
@@ -185,9 +196,74 @@ def _pairs_by_matrices(
     return terms, slope
 
 
-_FORMS: dict[tuple[bool, bool], _Form] = {
-    (False, True): _mean_by_gram,
-    (False, False): _mean_by_matrices,
-    (True, True): _pairs_by_gram,
-    (True, False): _pairs_by_matrices,
+def _mean_by_gram(
+    batch: GlobalBatch, views: Tensor, weight: float
+) -> tuple[dict[str, Tensor], _Slope]:
+    num_images = batch.num_images
+    gram = views.new_zeros(num_images, num_images)
+    diagonals, squares = [], []
+    for part in batch.parts(gram=True):
+        view = views[..., part]
+        mean = view.mean(dim=0)
+        gram.addmm_(mean, mean.T)
+        squares.append(mean.square_().sum(dim=0))
+        diagonals.append(_others(view).mul_(view).sum(dim=1))
+    square, diagonal = torch.cat(squares), torch.cat(diagonals, dim=1).div_(num_images)
+    off_square_sum = square_sum(gram) - square_sum(square)
+
+    def product(mean: Tensor, part: slice) -> Tensor:
+        return torch.mm(gram, mean).addcmul_(mean, square[part], value=-1)
+
+    return _of_mean(batch, views, weight, diagonal, off_square_sum, product)
+
+
+def _mean_by_matrices(
+    batch: GlobalBatch, views: Tensor, weight: float
+) -> tuple[dict[str, Tensor], _Slope]:
+    mean = views.mean(dim=0)
+    diagonal = _others(views).mul_(views).sum(dim=1)
+    moments, diagonal = batch.sum_symmetric(torch.mm(mean.T, mean)[None], diagonal)
+    moments[0].diagonal().zero_()
+
+    def product(mean: Tensor, _: slice) -> Tensor:
+        return torch.mm(mean, moments[0])
+
+    diagonal = diagonal / batch.num_images
+    return _of_mean(batch, views, weight, diagonal, square_sum(moments), product)
+
+
+def _of_mean(
+    batch: GlobalBatch,
+    views: Tensor,
+    weight: float,
+    diagonal: Tensor,
+    off_square_sum: Tensor,
+    product: Callable[[Tensor, slice], Tensor],
+) -> tuple[dict[str, Tensor], _Slope]:
+    """Put the mean form together; `product` is of the mean with its off-diagonal moments."""
+    num_views, num_images = len(views), batch.num_images
+    terms = {
+        "invariance": square_sum(1 - diagonal) / num_views,
+        "redundancy": off_square_sum / num_images**2,
+    }
+    of_diagonal = (diagonal - 1).mul_(2 / (num_views * (num_views - 1) * num_images))
+    of_product = 4 * weight / (num_views * num_images**2)
+
+    def slope(part: slice) -> tuple[Tensor, Tensor]:
+        view, factor = views[..., part], of_diagonal[:, None, part]
+        total = view.sum(dim=0)
+        by_mean = product(total / num_views, part).mul_(of_product).add_((view * factor).sum(dim=0))
+        by_view = torch.addcmul(by_mean, total, factor).addcmul_(view, factor, value=-2)
+        return by_view, batch.sum((by_view * view).sum(dim=1))[0]
+
+    return terms, slope
+
+
+_FORMS: dict[tuple[Form, bool], _Form] = {
+    ("others", True): _others_by_gram,
+    ("others", False): _others_by_matrices,
+    ("pairs", True): _pairs_by_gram,
+    ("pairs", False): _pairs_by_matrices,
+    ("mean", True): _mean_by_gram,
+    ("mean", False): _mean_by_matrices,
 }

@@ -10,6 +10,7 @@ from ssl_views.losses import (
     KERNEL_AUTO,
     VICREG_AUTO,
     LossTerms,
+    Redundancy,
     Weight,
     barlow_twins_loss,
     kernel_loss,
@@ -27,17 +28,23 @@ class BarlowTwinsLoss(nn.Module):
         orthogonality_weight: Weight = "auto",
         *,
         all_pairs: bool = False,
+        redundancy: Redundancy = "views",
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.orthogonality_weight = orthogonality_weight
         self.all_pairs = all_pairs
+        self.redundancy = redundancy
         self.eps = eps
 
     def forward(self, embeddings: Tensor) -> LossTerms:
         """Compute the loss of (V, B, D) embeddings."""
         return barlow_twins_loss(
-            embeddings, self.orthogonality_weight, all_pairs=self.all_pairs, eps=self.eps
+            embeddings,
+            self.orthogonality_weight,
+            all_pairs=self.all_pairs,
+            redundancy=self.redundancy,
+            eps=self.eps,
         )
 
 

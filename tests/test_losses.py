@@ -89,6 +89,18 @@ def test_barlow_twins_equals_loops(shape, all_pairs):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_redundancy_of_the_mean_equals_loops(shape):
+    z = embeddings(*shape)
+    total, terms = barlow_twins_loss(z, 0.3, redundancy="mean")
+    _, on, _ = barlow_reference(z.numpy(), 0.3, all_pairs=False)
+    mean = np.mean([standardized(view, 1e-5) for view in z.numpy()], axis=0)
+    _, off = two_view_terms(mean, mean)
+    assert terms["invariance"].item() == pytest.approx(on, rel=1e-11)
+    assert terms["redundancy"].item() == pytest.approx(off, rel=1e-11)
+    assert total.item() == pytest.approx(on + 0.3 * off, rel=1e-11)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_vicreg_equals_loops(shape):
     z = embeddings(*shape) * 0.3
     total, terms = vicreg_loss(z, invariance_weight=3, variance_weight=5, covariance_weight=7)
@@ -146,6 +158,7 @@ def test_two_views_of_the_kernel_form_equal_the_paper():
 LOSSES = {
     "barlow_twins": lambda z: barlow_twins_loss(z, 0.1),
     "barlow_twins_all_pairs": lambda z: barlow_twins_loss(z, 0.1, all_pairs=True),
+    "barlow_twins_mean": lambda z: barlow_twins_loss(z, 0.1, redundancy="mean"),
     "vicreg": lambda z: vicreg_loss(z * 0.2),
     "kernel": lambda z: kernel_loss(z, 0.1),
 }
@@ -254,12 +267,17 @@ def by_autograd(name, z):
         return total
     u = (z - z.mean(1, keepdim=True)) * torch.rsqrt(z.var(1, correction=0, keepdim=True) + 1e-5)
     pairs = [(u[v], u[w]) for v in range(num_views) for w in range(num_views) if v != w]
-    if name == "barlow_twins":
+    if name != "barlow_twins_all_pairs":
         pairs = [(view, (u.sum(0) - view) / (num_views - 1)) for view in u]
     total = 0
     for a, b in pairs:
         c = a.T @ b / num_images
-        total = total + ((1 - c.diagonal()) ** 2).sum() + 0.1 * off_diagonal(c).square().sum()
+        total = total + ((1 - c.diagonal()) ** 2).sum()
+        if name != "barlow_twins_mean":
+            total = total + 0.1 * off_diagonal(c).square().sum()
+    if name == "barlow_twins_mean":
+        mean = u.mean(0)
+        return total / num_views + 0.1 * off_diagonal(mean.T @ mean / num_images).square().sum()
     return total / len(pairs)
 
 
@@ -270,6 +288,7 @@ def test_gradient_equals_autograd_of_the_formula(name, shape):
     (ours,) = torch.autograd.grad(LOSSES[name](z).total, z)
     (expected,) = torch.autograd.grad(by_autograd(name, z), z)
     torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(LOSSES[name](z).total, by_autograd(name, z), atol=0, rtol=1e-11)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -328,6 +347,8 @@ def test_modules_give_what_the_functions_give():
         BarlowTwinsLoss(0.2, all_pairs=True)(z).total
         == barlow_twins_loss(z, 0.2, all_pairs=True).total
     )
+    mean = build_loss("barlow_twins", 8, 0.2, {"redundancy": "mean"})(z).total
+    assert mean == barlow_twins_loss(z, 0.2, redundancy="mean").total
     assert build_loss("kernel", 8, 0.2)(z).total == kernel_loss(z, 0.2).total
     assert build_loss("vicreg", 8)(z).total == vicreg_loss(z).total
     same = build_loss("vicreg", 8, 1 / (8 * 25))(z).total  # Fig. 8 of the paper: 1 / (D mu)
@@ -358,6 +379,10 @@ def test_wrong_embeddings_get_a_sentence(loss, z, message):
 def test_wrong_loss_settings_get_a_sentence():
     with pytest.raises(ValueError, match=r"number >= 0 or 'auto'; got -1.*'auto' would be 1.25"):
         barlow_twins_loss(embeddings(2, 8, 4), -1)
+    with pytest.raises(ValueError, match="and 'views' with all_pairs; got 'mean'"):
+        barlow_twins_loss(embeddings(2, 8, 4), all_pairs=True, redundancy="mean")
+    with pytest.raises(ValueError, match=r"got 'median'\. 'views' is the default"):
+        barlow_twins_loss(embeddings(2, 8, 4), redundancy="median")
     with pytest.raises(ValueError, match=r"got 'barlow'.*Did you mean 'barlow_twins'"):
         build_loss("barlow", 8)
     with pytest.raises(ValueError, match=r"loss_args do not fit 'kernel'.*all_pairs"):

@@ -36,10 +36,11 @@ def test_parts_cover_every_dimension_once(shape):
     [
         lambda z: barlow_twins_loss(z, 0.1),
         lambda z: barlow_twins_loss(z, 0.1, all_pairs=True),
+        lambda z: barlow_twins_loss(z, 0.1, redundancy="mean"),
         vicreg_loss,
         lambda z: kernel_loss(z, 0.1),
     ],
-    ids=["barlow_twins", "barlow_twins_all_pairs", "vicreg", "kernel"],
+    ids=["barlow_twins", "barlow_twins_all_pairs", "barlow_twins_mean", "vicreg", "kernel"],
 )
 def test_parts_change_nothing(loss, monkeypatch):
     z = torch.randn(3, 6, 50, dtype=torch.float64, requires_grad=True)

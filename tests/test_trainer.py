@@ -281,3 +281,34 @@ def test_wrong_set_ups_get_a_sentence(digits, tmp_path):
         ValueError, match=r"one process must use one GPU.*got 4. Start with torchrun"
     ):
         SSLViewsTrainer(new_model(), args)
+
+
+def test_accumulation_is_refused_unless_asked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"must be 1, .*; got 4.*micro_batch_size"):
+        SSLViewsTrainingArguments(str(tmp_path), gradient_accumulation_steps=4)
+    allowed = SSLViewsTrainingArguments(
+        str(tmp_path), gradient_accumulation_steps=4, allow_inexact_accumulation=True
+    )
+    assert allowed.gradient_accumulation_steps == 4
+    with pytest.raises(ValueError, match="must not be combined; got 8 and 4"):
+        SSLViewsTrainingArguments(
+            str(tmp_path),
+            gradient_accumulation_steps=4,
+            allow_inexact_accumulation=True,
+            micro_batch_size=8,
+        )
+    with pytest.raises(ValueError, match="micro_batch_size must be at least 1; got 0"):
+        SSLViewsTrainingArguments(str(tmp_path), micro_batch_size=0)
+
+
+def test_micro_batches_log_what_whole_batches_do(digits, tmp_path):
+    runs = []
+    for options in ({}, {"micro_batch_size": 5}, {"micro_batch_size": 5, "bf16": True}):
+        model = new_model(backbone="test_vit", projector_hidden_dims=[])
+        trainer = ours(tmp_path, digits, model, num_train_epochs=1, **options)
+        trainer.train()
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        names = ("loss", "invariance", "redundancy", "grad_norm")
+        runs.append(torch.tensor([[entry[name] for name in names] for entry in logs]))
+    torch.testing.assert_close(runs[1], runs[0], atol=0, rtol=1e-3)
+    torch.testing.assert_close(runs[2], runs[0], atol=0, rtol=0.1)

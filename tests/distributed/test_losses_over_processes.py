@@ -18,6 +18,7 @@ DIMS = (6, 40)  # second moments travel; the embeddings travel and Gram matrices
 LOSSES = {
     "barlow_twins": lambda z: barlow_twins_loss(z, 0.1),
     "barlow_twins_all_pairs": lambda z: barlow_twins_loss(z, 0.1, all_pairs=True),
+    "barlow_twins_mean": lambda z: barlow_twins_loss(z, 0.1, redundancy="mean"),
     "vicreg": lambda z: vicreg_loss(z * 0.3),
     "kernel": lambda z: kernel_loss(z, 0.1),
 }
@@ -105,14 +106,17 @@ def test_traffic_is_that_of_the_second_moments_at_most(world_size, tmp_path):
         for case in CASES:
             name, views, dim = case
             pairs = views * (views - 1) // 2
-            moments = {"vicreg": views * dim * (dim + 1) // 2, "kernel": dim * (dim + 1) // 2}
-            means = views * dim if name in moments else 2 * views * dim
-            numbers = moments.get(name, pairs * dim**2) + means
+            triangle = dim * (dim + 1) // 2
+            numbers = {
+                "vicreg": views * triangle + views * dim,
+                "kernel": triangle + views * dim,
+                "barlow_twins_mean": triangle + 4 * views * dim,
+            }.get(name, pairs * dim**2 + 2 * views * dim)
             forward, backward, collectives = rank[case]
             # Besides, the number of images of every process and the sum of the invariance.
             assert forward <= 2 * (numbers + world_size + 1), case
             assert backward == 0, case
-            assert collectives <= (4 if name == "barlow_twins" else 3), case
+            assert collectives <= 4, case
             if dim == DIMS[1]:  # the embeddings travel instead, once
                 gathered = world_size * max(SHARES[world_size]) * views * dim
                 assert forward <= gathered + 2 * (views * dim + world_size), case
