@@ -2,7 +2,7 @@
 
     python benchmarks/orthogonality_weight.py --dataset PATH_OR_HUB_ID      # 2 cores, under an hour
     python benchmarks/orthogonality_weight.py --dataset ... --preset gpu    # a larger one
-    python benchmarks/orthogonality_weight.py --fit                         # rule and picture only
+    python benchmarks/orthogonality_weight.py --fit                     # rule and picture only
 
 Pretrains a thin ResNet on a subset of CIFAR-10 once per loss, number of views, dimension and
 weight, and measures kNN accuracy on frozen features. Every finished run is stored at once; a run
@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from environment import environment
+from orthogonality_weight_picture import draw
 from transformers import set_seed
 
 from ssl_views import SSLViewsConfig, SSLViewsForPreTraining, ViewRecipe, effective_rank
@@ -33,6 +34,7 @@ from ssl_views.losses import BARLOW_AUTO, KERNEL_AUTO, VICREG_AUTO
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = ROOT / "docs" / "images" / "orthogonality_weight.png"
 # Weight times D, half a decade apart. For VICReg a weight b is an invariance weight of 1 / (b D).
 CONSTANTS = {
     "barlow_twins": [0.1, 0.32, 1, 3.2, 10, 32, 100],
@@ -306,3 +308,5 @@ if __name__ == "__main__":
     result["rules"] = fit(result["runs"])
     args.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["rules"], indent=1))
+    found = {loss: cells(result["runs"], loss) for loss in result["rules"]}
+    draw(found, result["rules"], AUTO, PICTURE.with_stem(args.output.stem))

@@ -172,8 +172,9 @@ def orthogonality_weight(result):
         "",
         "Points of kNN accuracy below the best weight, mean over D and V = 2, 4. "
         f"{result['dataset']}, {preset['num_images']:,} images, {preset['num_steps']} steps of "
-        f"{preset['batch_size']} images, {len(preset['seeds'])} seed; {len(result['runs'])} runs in {minutes:.0f} minutes on "
-        f"{result['machine']['cores']} cores of an {result['machine']['processor']}; {versions}.",
+        f"{preset['batch_size']} images, {len(preset['seeds'])} seed; {len(result['runs'])} runs "
+        f"in {minutes:.0f} minutes on {result['machine']['cores']} cores of an "
+        f"{result['machine']['processor']}; {versions}.",
     ]
 
 

@@ -30,8 +30,9 @@ class LossTerms(NamedTuple):
     """What a loss returns.
 
     Attributes:
-        total: 0-d, the weighted sum of the terms; call `backward` on it.
-        terms: the unweighted terms by name, each 0-d.
+        total: 0-d, the weighted sum of the terms; call `backward` on it, once: it has no second
+            derivative.
+        terms: the unweighted terms by name, each 0-d, without gradient.
     """
 
     total: Tensor
@@ -124,8 +125,9 @@ def barlow_twins_loss(
         V = 2 equals the published value (BatchNorm1d without affine: biased variance, eps 1e-5),
         with the weight written as an argument (published 0.0051 at D = 8192, without 'auto'). The
         code of arXiv 2312.10725 uses another formula for V > 2, whose diagonal shrinks with V (its
-        off-diagonal is redundancy="mean"), and l2-normalizes rows first; this does neither. The published code all-reduces in place, which
-        scales its gradient by 1/processes; this is exact.
+        off-diagonal is redundancy="mean"), and l2-normalizes rows first; this does neither. The
+        published code all-reduces in place, which scales its gradient by 1/processes; this is
+        exact.
 
     Relations:
         `kernel_loss` does not standardize; `vicreg_loss` uses a hinge on the standard deviation
