@@ -1,4 +1,4 @@
-"""The picture of orthogonality_weight.py: accuracy over the weight, best weights over the dimension.
+"""The picture of the weight sweep: accuracy over the weight, best weights over the dimension.
 
 pip install matplotlib
 """

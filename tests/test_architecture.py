@@ -30,7 +30,7 @@ FLOORS = [
         "views",
     },
     {"batchnorm", "configuration_ssl_views", "modeling_ssl_views", "data"},
-    {"callbacks", "evaluation", "micro_batches", "plots", "trainer", "training_args"},
+    {"callbacks", "evaluation", "micro_batches", "plots", "timm_task", "trainer", "training_args"},
     {"export"},
     {"cli", "__main__"},
 ]

@@ -35,8 +35,8 @@ def batches(number=3, seed=0):
     return [(torch.randn(6, 3, 1, 32, 32), torch.zeros(6)) for _ in range(number)]
 
 
-def new_optimizer(module):
-    return create_optimizer_v2(module, opt="adamw", lr=1e-2, weight_decay=0.05)
+def new_optimizer(module, opt="adamw"):
+    return create_optimizer_v2(module, opt=opt, lr=1e-2, weight_decay=0.05)
 
 
 def train(task, optimizer, loader, accumulate=1):
@@ -181,6 +181,20 @@ def test_ema_follows_backbone_and_projector():
     )
 
 
+@needs_hooks
+def test_a_compiled_ema_is_the_one_that_the_loop_evaluates():
+    task = new_task()
+    task.setup_ema(decay=0.0)
+    task.compile(backend="eager")  # the order of timm's train.py
+    compiled = task.compile_ema(backend="eager")
+    assert task.get_eval_model(ema=True) is compiled is not task.get_eval_model()
+    with torch.no_grad():
+        task.get_eval_model().conv1[0].weight.add_(1)
+    task.update_ema()
+    states = task.get_checkpoint_state(), task.get_checkpoint_state(ema=True)
+    assert_same(states[1]["state_dict_ema"], states[0]["state_dict"])
+
+
 def test_an_ema_of_the_loop_gives_its_encoder_too():
     """timm 1.0.26 keeps the EMA in the loop."""
     task = new_task()
@@ -214,7 +228,7 @@ def one_process(tmp_path):
 def test_compiled_and_distributed_states_have_the_names_of_bare_ones(one_process, compiled):
     task = new_task()
     plain, projector = task.get_eval_model(), task.get_task_state()["projector"]
-    optimizer = new_optimizer(task.trainable_module)
+    optimizer = new_optimizer(task.trainable_module, "sgd")
     if compiled:
         assert task.compile(backend="eager", mode=None) is task.get_eval_model()
         assert task.get_eval_model() is not plain
@@ -223,7 +237,9 @@ def test_compiled_and_distributed_states_have_the_names_of_bare_ones(one_process
     assert isinstance(module, DistributedDataParallel)
     assert module.gradient_as_bucket_view
     assert local_batchnorm_layers(module) == []
+    assert (module.module is unwrap_model(module)) is not compiled
     assert unwrap_model(task.get_eval_model()) is plain
+    assert task.get_eval_model(module) is plain
     assert_same(task.get_task_state()["projector"], projector)
     if HAS_HOOKS:
         state = task.get_checkpoint_state()
@@ -238,19 +254,19 @@ def test_compiled_and_distributed_states_have_the_names_of_bare_ones(one_process
     train(task, optimizer, batches(1))  # the optimizer was made before, as timm does
     assert not torch.equal(task.get_task_state()["projector"]["0.weight"], before)
     reference = new_task()
-    train(reference, new_optimizer(reference.trainable_module), batches(1))
+    train(reference, new_optimizer(reference.trainable_module, "sgd"), batches(1))
     expected = reference.trainable_module.state_dict()
     torch.testing.assert_close(dict(unwrap_model(module).state_dict()), dict(expected))
 
 
 def steps_over_processes(rank, world_size, backend):
     task = MultiViewTask(new_model().double())
-    optimizer = create_optimizer_v2(task.trainable_module, opt="sgd", lr=0.05)
+    optimizer = new_optimizer(task.trainable_module, "sgd")
     if backend:
         task.compile(backend=backend)
     if world_size > 1:
         task.prepare_distributed()
-    loader = [(views.double().chunk(world_size)[rank], None) for views, _ in batches(10)]
+    loader = [(views.double().chunk(world_size)[rank], None) for views, _ in batches()]
     train(task, optimizer, loader)
     return dict(unwrap_model(task.trainable_module).state_dict())
 
