@@ -51,8 +51,9 @@ def draw(cells, rules, auto, path):
                 {2: "o", 4: "s"}[cell["num_views"]],
                 color="#0072B2",
                 fillstyle="full" if inside else "none",
-                label=f"best at V = {cell['num_views']}" if cell["dim"] == dims[0] else None,
             )
+        for num_views, marker in ((2, "o"), (4, "s")):
+            best.plot([], [], marker, color="#0072B2", label=f"best at V = {num_views}")
         line = np.array([dims[0], dims[-1]], dtype=float)
         rule = rules[loss]
         fitted = f"fit: {rule['constant']:.2g} / D^{rule['exponent']:.1f}"
@@ -64,6 +65,10 @@ def draw(cells, rules, auto, path):
             published = zip(*PAPER[loss].items(), strict=True)
             best.plot(*published, "x", color="#009E73", label="the paper's scripts")
         best.set(xscale="log", yscale="log", xlabel="D", ylabel="orthogonality weight")
+        best.set_xticks(dims, [str(dim) for dim in dims])
+        best.xaxis.minorticks_off()
+        low, high = best.get_ylim()
+        best.set_ylim(min(low, high / 30), max(high, low * 30))
         best.set_title("best weights (hollow: at the edge of the grid)", fontsize=10)
         best.legend(fontsize=7)
     figure.tight_layout()

@@ -6,9 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssl_views.losses import (
-    BARLOW_AUTO,
-    KERNEL_AUTO,
-    VICREG_AUTO,
     LossTerms,
     Redundancy,
     Weight,
@@ -95,9 +92,6 @@ LOSSES: Mapping[str, type[nn.Module]] = {
 }
 
 
-_AUTO = {"barlow_twins": BARLOW_AUTO, "vicreg": VICREG_AUTO, "kernel": KERNEL_AUTO}
-
-
 def build_loss(
     name: str,
     projector_dim: int,
@@ -121,7 +115,7 @@ def build_loss(
     loss_args = dict(loss_args or {})
     if "orthogonality_weight" in loss_args:
         raise ValueError("loss_args must not hold 'orthogonality_weight'. Set the field itself.")
-    weight = resolve_orthogonality_weight(orthogonality_weight, projector_dim, _AUTO[name])
+    weight = resolve_orthogonality_weight(orthogonality_weight, projector_dim, name)
     if name != "vicreg":
         loss_args = {"orthogonality_weight": orthogonality_weight, **loss_args}
     elif orthogonality_weight != "auto":

@@ -17,13 +17,14 @@ from ssl_views.statistics import GlobalBatch, global_batch, with_gradient
 Weight = float | Literal["auto"]
 Redundancy = Literal["views", "mean"]
 
-# "auto" is constant / D. Barlow Twins: the weights of the authors' CIFAR-10 scripts
-# (kumarkrishna/fastssl@96dfa37) times D have a geometric mean of 2.9, and about 5 for D <= 512.
-# The kernel form needs a larger constant, because its weight also holds up the variance: a
-# dimension whose views correlate by c shrinks to nothing unless the weight is above (1 - c) / 4.
-BARLOW_AUTO = 5.0
-VICREG_AUTO = 1 / 25  # the published weights
-KERNEL_AUTO = 128.0
+# orthogonality_weight="auto" is constant / D^exponent; measured by benchmarks/orthogonality_weight.py
+# (docs/losses.md). Barlow Twins and the kernel form follow that sweep; VICReg keeps the published
+# weights, which the authors' long runs support and our short ones do not.
+AUTO = {
+    "barlow_twins": (10.0, 1.0),
+    "vicreg": (1 / 25, 1.0),
+    "kernel": (2.2, 0.3),
+}
 
 
 class LossTerms(NamedTuple):
@@ -39,14 +40,16 @@ class LossTerms(NamedTuple):
     terms: dict[str, Tensor]
 
 
-def resolve_orthogonality_weight(weight: Weight, dim: int, constant: float) -> float:
-    """Return the number behind an orthogonality weight: itself, or `constant / dim` for "auto"."""
+def resolve_orthogonality_weight(weight: Weight, dim: int, loss: str) -> float:
+    """Return the number behind a loss's orthogonality weight: itself, or that of "auto"."""
+    constant, exponent = AUTO[loss]
+    auto = constant / dim**exponent
     if weight == "auto":
-        return constant / dim
+        return auto
     if isinstance(weight, str) or not weight >= 0:
         raise ValueError(
             f"orthogonality_weight must be a number >= 0 or 'auto'; got {weight!r}. "
-            f"'auto' would be {constant / dim:.4g} at D = {dim}."
+            f"'auto' would be {auto:.4g} at D = {dim}."
         )
     return float(weight)
 
@@ -103,7 +106,7 @@ def barlow_twins_loss(
     Args:
         embeddings: (V, B, D), V >= 2, any float dtype; half precision is computed in float32. B is
             this process's batch; the statistics are those of all processes.
-        orthogonality_weight: weight of the redundancy term; "auto" is 5 / D.
+        orthogonality_weight: weight of the redundancy term; "auto" is 10 / D.
         all_pairs: average the two-view loss over all pairs of views instead.
         redundancy: "views" penalizes the off-diagonal of C_v, as above. "mean" penalizes that of
             m^T m / B instead, m the mean of all u: one matrix for any number of views, and the
@@ -140,7 +143,7 @@ def barlow_twins_loss(
     """
     _check(embeddings)
     num_views, _, dim = embeddings.shape
-    weight = resolve_orthogonality_weight(orthogonality_weight, dim, BARLOW_AUTO)
+    weight = resolve_orthogonality_weight(orthogonality_weight, dim, "barlow_twins")
     if redundancy not in ("views", "mean") or (all_pairs and redundancy == "mean"):
         raise ValueError(
             "redundancy must be 'views' or 'mean', and 'views' with all_pairs; got "
@@ -227,7 +230,7 @@ def kernel_loss(embeddings: Tensor, orthogonality_weight: Weight = "auto") -> Lo
     Args:
         embeddings: (V, B, D), V >= 2, any float dtype; half precision is computed in float32. B is
             this process's batch; the statistics are those of all processes.
-        orthogonality_weight: weight of the orthogonality term; "auto" is 128 / D.
+        orthogonality_weight: weight of the orthogonality term; "auto" is 2.2 / D^0.3.
 
     Returns:
         LossTerms with terms "invariance" and "orthogonality".
@@ -255,7 +258,7 @@ def kernel_loss(embeddings: Tensor, orthogonality_weight: Weight = "auto") -> Lo
     """
     _check(embeddings)
     dim = embeddings.shape[2]
-    weight = resolve_orthogonality_weight(orthogonality_weight, dim, KERNEL_AUTO)
+    weight = resolve_orthogonality_weight(orthogonality_weight, dim, "kernel")
     return _evaluate(
         embeddings,
         kernel_elements(dim),
