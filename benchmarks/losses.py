@@ -143,6 +143,7 @@ def peak_bytes(name, shape):
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_peak, args=(name, shape, sender))
     process.start()
+    sender.close()  # or a child that died would be waited for
     result = receiver.recv()
     process.join()
     return result

@@ -31,8 +31,12 @@ class GlobalBatchNorm(_BatchNorm):
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalize (N, C, ...) over all dimensions but the second, and over processes."""
-        if self.training:
+        """Normalize (N, C, ...) over all dimensions but the second, and over processes.
+
+        Raises:
+            ValueError: if all processes together hold fewer than 2 values per channel.
+        """
+        if self.training or self.running_mean is None:
             output = self._normalize(input)
         else:
             running = self.running_mean, self.running_var
@@ -46,13 +50,21 @@ class GlobalBatchNorm(_BatchNorm):
         count = rows.new_full((1,), rows.numel() // self.num_features)
         sums = sum_over_processes(torch.cat([rows.sum(dims), count]))
         num_rows = sums[-1].detach()
+        if num_rows < 2:
+            raise ValueError(
+                "BatchNorm must see at least 2 values per channel over all processes; got "
+                f"{int(num_rows)}. Raise the batch size."
+            )
         mean = sums[:-1] / num_rows
         centered = rows - mean.view(shape)
         variance = sum_over_processes(centered.square().sum(dims)) / num_rows
-        self._track(mean.detach(), variance.detach(), num_rows)
+        if self.training:
+            self._track(mean.detach(), variance.detach(), num_rows)
         output = centered * torch.rsqrt(variance + self.eps).view(shape)
         if self.weight is not None:
-            output = output * self.weight.view(shape) + self.bias.view(shape)
+            output = output * self.weight.view(shape)
+        if self.bias is not None:
+            output = output + self.bias.view(shape)
         return output.to(input.dtype)
 
     @torch.no_grad()

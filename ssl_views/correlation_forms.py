@@ -18,7 +18,7 @@ from ssl_views.statistics import GlobalBatch
 # Of the standardized views of a part of the dimensions: the slope of the loss by them (V, n, part),
 # and the inner product of both over all images (V, part).
 _Slope = Callable[[slice], tuple[Tensor, Tensor]]
-_Form = Callable[[GlobalBatch, Tensor, float], tuple[dict[str, Tensor], _Slope]]
+_Computed = Callable[[GlobalBatch, Tensor, float], tuple[dict[str, Tensor], _Slope]]
 
 
 # What correlates: every view with the mean of the others, all pairs of views, or (off the diagonal,
@@ -45,26 +45,32 @@ def _gram_is_cheaper(batch: GlobalBatch, form: Form) -> bool:
 
 
 def barlow_twins(
-    batch: GlobalBatch, weight: float, form: Form, eps: float, gradient: bool
+    batch: GlobalBatch, weight: float, form: Form, eps: float
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return the terms of `losses.barlow_twins_loss` and the gradient (V, n, D) of its total."""
     gram = _gram_is_cheaper(batch, form)
-    views, scales = torch.empty_like(batch.rows), []
+    views = torch.empty_like(batch.rows, memory_format=torch.contiguous_format)
+    scales = []
     for part in batch.parts(gram):
-        centered = batch.rows[..., part] - batch.means[:, None, part]
+        centered = batch.shifted(part).sub_(batch.means[:, None, part])
         (squares,) = batch.sum(centered.square().sum(dim=1))
         scales.append(torch.rsqrt(squares / batch.num_images + eps))
-        views[..., part] = centered.mul_(scales[-1][:, None])
+        torch.mul(centered, scales[-1][:, None], out=views[..., part])
     terms, slope = _FORMS[form, gram](batch, views, weight)
-    if not gradient:
+    if not batch.wanted:
         return terms, None
     # Through the standardization. Its mean needs nothing, for slopes are made of centred rows. Each
     # part takes the place of the views that it was made of.
     for part, scale in zip(batch.parts(gram), scales, strict=True):
         by_view, along = slope(part)
         by_view.addcmul_(views[..., part], along[:, None], value=-1 / batch.num_images)
-        views[..., part] = by_view.mul_(scale[:, None])
+        torch.mul(by_view, scale[:, None], out=views[..., part])
     return terms, views
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum of products of entries, one matrix at a time."""
+    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
 
 
 def _others(views: Tensor) -> Tensor:
@@ -90,7 +96,7 @@ def _others_by_gram(
         of_others.baddbmm_(others, others.mT)
         diagonals.append(others.mul_(view).sum(dim=1).div_(num_images))
     diagonal = torch.cat(diagonals, dim=1)
-    product = torch.dot(of_views.flatten(), of_others.flatten()) / num_images**2
+    product = _inner(of_views, of_others) / num_images**2
     terms = {
         "invariance": square_sum(1 - diagonal) / num_views,
         "redundancy": (product - square_sum(diagonal)) / num_views,
@@ -146,7 +152,7 @@ def _pairs_by_gram(
         diagonals.append(torch.stack([(view[v] * view[w]).sum(dim=0) for v, w in pairs]))
     diagonal = torch.cat(diagonals, dim=1).div_(num_images)
     of_others = grams.sum(dim=0) - grams
-    product = torch.dot(grams.flatten(), of_others.flatten()) / (2 * num_images**2)
+    product = _inner(grams, of_others) / (2 * num_images**2)
     terms = {
         "invariance": square_sum(1 - diagonal) / len(pairs),
         "redundancy": (product - square_sum(diagonal)) / len(pairs),
@@ -182,15 +188,16 @@ def _pairs_by_matrices(
     scale = 2 / len(pairs)
 
     def slope(part: slice) -> tuple[Tensor, Tensor]:
-        by_view, along = torch.zeros_like(views), views.new_zeros(len(views), views.shape[2])
+        by_view, along = torch.empty_like(views), views.new_zeros(len(views), views.shape[2])
         for (v, w), matrix, miss in zip(pairs, correlations, misses, strict=True):
-            for view, dim in ((v, 1), (w, 0)):  # the slope by an entry, times the entry
-                squares = torch.linalg.vector_norm(matrix, dim=dim).square_()
-                along[view] += (weight * squares + miss * (miss - 1)).mul_(scale)
+            squares, on_diagonal = matrix.square(), miss * (miss - 1)  # slopes times entries
+            along[v] += (weight * squares.sum(dim=1) + on_diagonal).mul_(scale)
+            along[w] += (weight * squares.sum(dim=0) + on_diagonal).mul_(scale)
             by_entry = matrix.mul_(weight * scale / num_images)
             by_entry.diagonal().copy_(miss).mul_(-scale / num_images)
-            by_view[v].addmm_(views[w], by_entry.T)
-            by_view[w].addmm_(views[v], by_entry)
+            # beta: whether something is there already, from an earlier pair
+            by_view[v].addmm_(views[w], by_entry.T, beta=int((v, w) != (0, 1)))
+            by_view[w].addmm_(views[v], by_entry, beta=int(v > 0))
         return by_view, along
 
     return terms, slope
@@ -199,16 +206,18 @@ def _pairs_by_matrices(
 def _mean_by_gram(
     batch: GlobalBatch, views: Tensor, weight: float
 ) -> tuple[dict[str, Tensor], _Slope]:
-    num_images = batch.num_images
+    num_views, num_images = len(views), batch.num_images
     gram = views.new_zeros(num_images, num_images)
     diagonals, squares = [], []
     for part in batch.parts(gram=True):
         view = views[..., part]
-        mean = view.mean(dim=0)
+        total = view.sum(dim=0)
+        diagonals.append((total - view).mul_(view).sum(dim=1))
+        mean = total.div_(num_views)
         gram.addmm_(mean, mean.T)
         squares.append(mean.square_().sum(dim=0))
-        diagonals.append(_others(view).mul_(view).sum(dim=1))
-    square, diagonal = torch.cat(squares), torch.cat(diagonals, dim=1).div_(num_images)
+    square = torch.cat(squares)
+    diagonal = torch.cat(diagonals, dim=1).div_((num_views - 1) * num_images)
     off_square_sum = square_sum(gram) - square_sum(square)
 
     def product(mean: Tensor, part: slice) -> Tensor:
@@ -259,7 +268,7 @@ def _of_mean(
     return terms, slope
 
 
-_FORMS: dict[tuple[Form, bool], _Form] = {
+_FORMS: dict[tuple[Form, bool], _Computed] = {
     ("others", True): _others_by_gram,
     ("others", False): _others_by_matrices,
     ("pairs", True): _pairs_by_gram,

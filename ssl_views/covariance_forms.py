@@ -11,9 +11,8 @@ from ssl_views.statistics import GlobalBatch
 
 
 def square_sum(values: Tensor) -> Tensor:
-    """Return the sum of squares, without a temporary."""
-    flat = values.reshape(-1)
-    return torch.dot(flat, flat)
+    """Return the sum of squares, row by row: one long sum would lose digits."""
+    return torch.linalg.vector_norm(values, dim=-1).square().sum()
 
 
 class _Moments:
@@ -26,22 +25,21 @@ class _Moments:
         deviation: 0-d, the sum over views, images and dimensions of (z_v - mean of the views)^2.
         diagonal: (G, D), of XᵀX.
         off_square_sum: 0-d, the sum of squares of all off-diagonal entries of XᵀX.
-        parts: of the dimensions, for `product`.
     """
 
     def __init__(self, batch: GlobalBatch, num_groups: int) -> None:
-        dim = batch.rows.shape[2]
-        self._rows = batch.rows.view(num_groups, -1, dim)
+        num_views, num_images, dim = batch.rows.shape
+        self._batch = batch
         self._means = batch.means.view(num_groups, -1, dim).mean(dim=1, keepdim=True)
-        num_rows = self._rows.shape[1]
+        num_rows = num_views * num_images // num_groups
         self._gram = batch.complete and num_rows < dim
-        self.parts = batch.parts(self._gram)
+        self._parts = batch.parts(self._gram)
         deviation, diagonals = batch.rows.new_zeros(()), []
         matrix = batch.rows.new_zeros(num_groups, *[num_rows if self._gram else dim] * 2)
-        for part in self.parts:
-            views = batch.rows[..., part]
+        for part in self._parts:
+            views = batch.shifted(part)
             deviation += square_sum(views - views.mean(dim=0))
-            centered = self.centered(part)
+            centered = self.centered(views, part)
             if self._gram:
                 matrix.baddbmm_(centered, centered.mT)
                 diagonals.append(centered.square_().sum(dim=1))
@@ -58,11 +56,30 @@ class _Moments:
             self.off_square_sum = square_sum(matrix)
         self._matrix, self.deviation = matrix, deviation
 
-    def centered(self, part: slice) -> Tensor:
-        """Return the centred rows of some dimensions, (G, n, part)."""
-        return self._rows[..., part] - self._means[..., part]
+    def centered(self, views: Tensor, part: slice) -> Tensor:
+        """Return the centred rows (G, n, part) of shifted views (V, B, part)."""
+        return views.reshape(len(self._means), -1, views.shape[2]) - self._means[..., part]
 
-    def product(self, centered: Tensor, part: slice) -> Tensor:
+    def gradient(self, of_deviation: float, of_diagonal: Tensor, of_off: float) -> Tensor:
+        """Return the gradient (V, B, D) of a loss from its slopes.
+
+        Args:
+            of_deviation: slope by half the deviation.
+            of_diagonal: (G, D), slope by half the diagonal.
+            of_off: slope by a quarter of the sum of squares off the diagonal.
+        """
+        out = torch.empty_like(self._batch.rows, memory_format=torch.contiguous_format)
+        for part in self._parts:
+            views = self._batch.shifted(part)
+            centered = self.centered(views, part)
+            total = self._product(centered, part).mul_(of_off)
+            total.addcmul_(centered, of_diagonal[:, None, part])
+            mean = views.mean(dim=0)
+            total = total.view_as(views).add_(views.sub_(mean), alpha=of_deviation)
+            out[..., part] = total
+        return out
+
+    def _product(self, centered: Tensor, part: slice) -> Tensor:
         """Return X times the off-diagonal part of XᵀX, for the dimensions of a part."""
         if not self._gram:
             return torch.bmm(centered, self._matrix)
@@ -76,10 +93,7 @@ def vicreg_elements(num_views: int, dim: int) -> int:
 
 
 def vicreg(
-    batch: GlobalBatch,
-    weights: dict[str, float],
-    eps: float,
-    gradient: bool,
+    batch: GlobalBatch, weights: dict[str, float], eps: float
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return the terms of `losses.vicreg_loss` and the gradient (V, n, D) of its total."""
     num_views, _, dim = batch.rows.shape
@@ -92,20 +106,14 @@ def vicreg(
         "variance": torch.relu(hinge).mean(),
         "covariance": moments.off_square_sum * (2 / (num_views * dim * free**2)),
     }
-    if not gradient:
+    if not batch.wanted:
         return terms, None
-    of_invariance = weights["invariance"] * 4 / ((num_views - 1) * entries)
-    of_variance = (hinge > 0) / deviations * (-weights["variance"] / (num_views * dim * free))
-    of_covariance = weights["covariance"] * 8 / (num_views * dim * free**2)
-    out = torch.empty_like(batch.rows)
-    for part in moments.parts:
-        centered = moments.centered(part)
-        total = moments.product(centered, part).mul_(of_covariance)
-        total.addcmul_(centered, of_variance[:, None, part])
-        rows = batch.rows[..., part]
-        mean = rows.mean(dim=0).mul_(-of_invariance)
-        out[..., part] = total.add_(rows, alpha=of_invariance).add_(mean)
-    return terms, out
+    of_hinge = -weights["variance"] / (num_views * dim * free)
+    return terms, moments.gradient(
+        of_deviation=weights["invariance"] * 4 / ((num_views - 1) * entries),
+        of_diagonal=(hinge > 0) / deviations * of_hinge,
+        of_off=weights["covariance"] * 8 / (num_views * dim * free**2),
+    )
 
 
 def kernel_elements(dim: int) -> int:
@@ -113,9 +121,7 @@ def kernel_elements(dim: int) -> int:
     return dim * (dim + 1) // 2
 
 
-def kernel(
-    batch: GlobalBatch, weight: float, gradient: bool
-) -> tuple[dict[str, Tensor], Tensor | None]:
+def kernel(batch: GlobalBatch, weight: float) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return the terms of `losses.kernel_loss` and the gradient (V, n, D) of its total."""
     num_views = len(batch.rows)
     num_rows = num_views * batch.num_images
@@ -125,16 +131,10 @@ def kernel(
         "invariance": moments.deviation / (2 * (num_views - 1) * batch.num_images),
         "orthogonality": moments.off_square_sum / num_rows**2 + square_sum(excess),
     }
-    if not gradient:
+    if not batch.wanted:
         return terms, None
-    of_invariance = 1 / ((num_views - 1) * batch.num_images)
-    out = torch.empty_like(batch.rows)
-    for part in moments.parts:
-        centered = moments.centered(part)
-        total = moments.product(centered, part).mul_(4 * weight / num_rows**2)
-        total.addcmul_(centered, excess[:, None, part], value=4 * weight / num_rows)
-        rows = batch.rows[..., part]
-        mean = rows.mean(dim=0).mul_(-of_invariance)
-        total = total.view_as(rows)
-        out[..., part] = total.add_(rows, alpha=of_invariance).add_(mean)
-    return terms, out
+    return terms, moments.gradient(
+        of_deviation=1 / ((num_views - 1) * batch.num_images),
+        of_diagonal=excess * (4 * weight / num_rows),
+        of_off=4 * weight / num_rows**2,
+    )

@@ -9,10 +9,12 @@ from ssl_views.losses import (
     LossTerms,
     Redundancy,
     Weight,
+    barlow_form,
     barlow_twins_loss,
     kernel_loss,
     resolve_orthogonality_weight,
     vicreg_loss,
+    vicreg_weights,
 )
 from ssl_views.naming import did_you_mean
 
@@ -29,6 +31,7 @@ class BarlowTwinsLoss(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        barlow_form(all_pairs, redundancy, num_views=2)
         self.orthogonality_weight = orthogonality_weight
         self.all_pairs = all_pairs
         self.redundancy = redundancy
@@ -57,6 +60,7 @@ class VICRegLoss(nn.Module):
         eps: float = 1e-4,
     ) -> None:
         super().__init__()
+        vicreg_weights(invariance_weight, variance_weight, covariance_weight)
         self.invariance_weight = invariance_weight
         self.variance_weight = variance_weight
         self.covariance_weight = covariance_weight
@@ -101,8 +105,8 @@ def build_loss(
     """Build a loss module from its name, one orthogonality weight and the loss's own arguments.
 
     For VICReg a number b sets the invariance and variance weights to 1/(projector_dim * b) and the
-    covariance weight to 1 (arXiv 2312.10725, Fig. 8); "auto" leaves the published 25, 25, 1, which
-    is b = 1/(25 D).
+    covariance weight to 1 (arXiv 2312.10725, Fig. 8); "auto" is b = 1/(25 D), the published 25, 25,
+    1.
 
     Raises:
         ValueError: on an unknown name (the nearest one is proposed) or unknown or conflicting
@@ -118,16 +122,17 @@ def build_loss(
     weight = resolve_orthogonality_weight(orthogonality_weight, projector_dim, name)
     if name != "vicreg":
         loss_args = {"orthogonality_weight": orthogonality_weight, **loss_args}
-    elif orthogonality_weight != "auto":
-        if loss_args.keys() & {"invariance_weight", "variance_weight", "covariance_weight"}:
+    elif weight == 0:
+        raise ValueError(
+            "the orthogonality weight of VICReg must be above 0; got 0. "
+            "Set covariance_weight to 0 instead."
+        )
+    else:
+        own = {"invariance_weight", "variance_weight", "covariance_weight"}
+        if orthogonality_weight != "auto" and loss_args.keys() & own:
             raise ValueError(
                 "VICReg takes either orthogonality_weight or its own three weights; got both. "
                 "Leave orthogonality_weight at 'auto' to set the three."
-            )
-        if weight == 0:
-            raise ValueError(
-                "the orthogonality weight of VICReg must be above 0; got 0. "
-                "Set covariance_weight to 0 instead."
             )
         strength = 1 / (projector_dim * weight)
         loss_args = {"invariance_weight": strength, "variance_weight": strength, **loss_args}

@@ -1,10 +1,12 @@
 """Multi-view non-contrastive losses over embeddings (V, B, D).
 
-All are continuous in the number of views V: V = 2 is the published two-view loss, and the same
-weight means the same strength for every V.
+They are continuous in the number of views V (but for Barlow Twins with redundancy="mean"): V = 2 is
+the published two-view loss, and the same weight means the same strength for every V.
 """
 
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,9 +19,9 @@ from ssl_views.statistics import GlobalBatch, global_batch, with_gradient
 Weight = float | Literal["auto"]
 Redundancy = Literal["views", "mean"]
 
-# orthogonality_weight="auto" is constant / D^exponent; measured by benchmarks/orthogonality_weight.py
-# (docs/losses.md). Barlow Twins and the kernel form follow that sweep; VICReg keeps the published
-# weights, which the authors' long runs support and our short ones do not.
+# orthogonality_weight="auto" is constant / D^exponent. Barlow Twins and the kernel form follow the
+# sweep of benchmarks/orthogonality_weight.py (docs/losses.md); VICReg keeps the published weights,
+# which the authors' long runs support and our short ones do not.
 AUTO = {
     "barlow_twins": (10.0, 1.0),
     "vicreg": (1 / 25, 1.0),
@@ -46,7 +48,7 @@ def resolve_orthogonality_weight(weight: Weight, dim: int, loss: str) -> float:
     auto = constant / dim**exponent
     if weight == "auto":
         return auto
-    if isinstance(weight, str) or not weight >= 0:
+    if not _is_weight(weight):
         raise ValueError(
             f"orthogonality_weight must be a number >= 0 or 'auto'; got {weight!r}. "
             f"'auto' would be {auto:.4g} at D = {dim}."
@@ -54,16 +56,44 @@ def resolve_orthogonality_weight(weight: Weight, dim: int, loss: str) -> float:
     return float(weight)
 
 
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Real) and 0 <= float(value) < math.inf
+
+
+def barlow_form(all_pairs: bool, redundancy: Redundancy, num_views: int) -> Form:
+    """Return the form that the arguments of `barlow_twins_loss` name."""
+    if redundancy not in ("views", "mean") or (all_pairs and redundancy == "mean"):
+        raise ValueError(
+            "redundancy must be 'views' or 'mean', and 'views' with all_pairs; got "
+            f"{redundancy!r}. 'views' is the default."
+        )
+    if redundancy == "mean":
+        return "mean"
+    return "pairs" if all_pairs or num_views == 2 else "others"  # at two views the same loss
+
+
+def vicreg_weights(invariance: float, variance: float, covariance: float) -> dict[str, float]:
+    """Return the weights of `vicreg_loss` by term."""
+    weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
+    for name, weight in weights.items():
+        if not _is_weight(weight):
+            raise ValueError(
+                f"{name}_weight must be a number >= 0; got {weight!r}. The published weights are "
+                "25, 25 and 1."
+            )
+    return weights
+
+
 def _check(embeddings: Tensor) -> None:
-    if embeddings.ndim != 3 or embeddings.shape[0] < 2:
+    if embeddings.ndim != 3 or embeddings.shape[0] < 2 or embeddings.shape[2] < 1:
         raise ValueError(
             "embeddings must have shape (V, B, D) with V >= 2; got "
             f"{tuple(embeddings.shape)}. Ask for at least two views, e.g. num_views=2."
         )
-    if not embeddings.is_floating_point():
+    if embeddings.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(
-            f"embeddings must be floating point; got {embeddings.dtype}. Pass the projector's "
-            "output."
+            "embeddings must be floating point, of 16, 32 or 64 bits; got "
+            f"{embeddings.dtype}. Pass the projector's output."
         )
 
 
@@ -71,21 +101,20 @@ def _evaluate(
     embeddings: Tensor,
     moment_elements: int,
     weights: dict[str, float],
-    form: Callable[[GlobalBatch, bool], tuple[dict[str, Tensor], Tensor | None]],
+    form: Callable[[GlobalBatch], tuple[dict[str, Tensor], Tensor | None]],
 ) -> LossTerms:
     """Share the batch over processes, and compute value and gradient of a loss at once."""
     wanted = torch.is_grad_enabled() and embeddings.requires_grad
     with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
-        batch = global_batch(embeddings, moment_elements)
+        batch = global_batch(embeddings, moment_elements, wanted)
         if batch.num_images < 2:
             raise ValueError(
                 f"the batch must hold at least 2 images over all processes; got "
                 f"{batch.num_images}. Statistics over one image do not exist: raise the batch size."
             )
-        terms, gradient = form(batch, wanted)
+        terms, gradient = form(batch)
         total = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
-        if gradient is not None:
-            gradient = batch.own_gradient(gradient)
+        gradient = batch.own_gradient(gradient) if wanted and gradient is not None else None
     return LossTerms(with_gradient(embeddings, total, gradient), terms)
 
 
@@ -144,19 +173,12 @@ def barlow_twins_loss(
     _check(embeddings)
     num_views, _, dim = embeddings.shape
     weight = resolve_orthogonality_weight(orthogonality_weight, dim, "barlow_twins")
-    if redundancy not in ("views", "mean") or (all_pairs and redundancy == "mean"):
-        raise ValueError(
-            "redundancy must be 'views' or 'mean', and 'views' with all_pairs; got "
-            f"{redundancy!r}. 'views' is the default."
-        )
-    form: Form = "mean" if redundancy == "mean" else "others"
-    if redundancy == "views" and (all_pairs or num_views == 2):
-        form = "pairs"  # at two views the same loss, from one matrix
+    form = barlow_form(all_pairs, redundancy, num_views)
     return _evaluate(
         embeddings,
         barlow_elements(num_views, dim, form),
         {"invariance": 1.0, "redundancy": weight},
-        lambda batch, wanted: barlow_twins(batch, weight, form, eps, wanted),
+        lambda batch: barlow_twins(batch, weight, form, eps),
     )
 
 
@@ -208,16 +230,12 @@ def vicreg_loss(
     """
     _check(embeddings)
     num_views, _, dim = embeddings.shape
-    weights = {
-        "invariance": invariance_weight,
-        "variance": variance_weight,
-        "covariance": covariance_weight,
-    }
+    weights = vicreg_weights(invariance_weight, variance_weight, covariance_weight)
     return _evaluate(
         embeddings,
         vicreg_elements(num_views, dim),
         weights,
-        lambda batch, wanted: vicreg(batch, weights, eps, wanted),
+        lambda batch: vicreg(batch, weights, eps),
     )
 
 
@@ -263,5 +281,5 @@ def kernel_loss(embeddings: Tensor, orthogonality_weight: Weight = "auto") -> Lo
         embeddings,
         kernel_elements(dim),
         {"invariance": 1.0, "orthogonality": weight},
-        lambda batch, wanted: kernel(batch, weight, wanted),
+        lambda batch: kernel(batch, weight),
     )

@@ -24,7 +24,7 @@ def loss_by_micro_batches(
         model: gives `embeddings` (V, B, D) from `pixel_values`; may be wrapped for several
             processes.
         loss: of embeddings (V, B, D), over all processes.
-        pixel_values: (B, V, C, S, S).
+        pixel_values: (B, V, C, S, S); of as many micro-batches on every process.
         micro_batch_size: images at once.
 
     Returns:

@@ -24,7 +24,7 @@ class SSLViewsOutput(ModelOutput):
 
     Attributes:
         loss: 0-d, the weighted sum of the terms.
-        terms: the unweighted terms by name, detached.
+        terms: the unweighted terms by name, without gradient.
         embeddings: (V, B, D), projector output.
         representations: (V, B, D_h), backbone output.
     """
@@ -215,7 +215,7 @@ class SSLViewsForPreTraining(SSLViewsPreTrainedModel):
         total, terms = self.loss(embeddings) if return_loss else (None, None)
         return SSLViewsOutput(
             loss=total,
-            terms=None if terms is None else {name: term.detach() for name, term in terms.items()},
+            terms=terms,
             embeddings=embeddings,
             representations=representations.unflatten(0, (num_views, num_images)),
         )

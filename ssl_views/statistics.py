@@ -47,19 +47,28 @@ class GlobalBatch:
     Attributes:
         rows: (V, n, D), float32 or float64: all images of the global batch if `complete`, else this
             process's.
-        means: (V, D), over the images of the global batch.
+        shift: (D,), near the mean of everything. No loss sees a shift common to all views; taken
+            away first, it takes the rounding of large means with it.
+        means: (V, D), of the rows less the shift, over the images of the global batch.
         num_images: N, of the global batch.
         own: where this process's images lie in `rows`.
         complete: whether `rows` holds the global batch.
         num_processes: that share the loss.
+        wanted: whether some process will ask for the gradient.
     """
 
     rows: Tensor
+    shift: Tensor
     means: Tensor
     num_images: int
     own: slice
     complete: bool
     num_processes: int
+    wanted: bool
+
+    def shifted(self, part: slice) -> Tensor:
+        """Return the rows less the shift for some dimensions, (V, n, part), a new tensor."""
+        return self.rows[..., part] - self.shift[part]
 
     def sum(self, *local: Tensor) -> list[Tensor]:
         """Sum tensors computed from `rows` over processes, in one collective."""
@@ -82,12 +91,8 @@ class GlobalBatch:
         return [matrices, *others]
 
     def parts(self, gram: bool) -> list[slice]:
-        """Cut the dimensions so that the rows of a part stay in the cache, for Gram matrices."""
-        num_rows, dim = self.rows.shape[0] * self.rows.shape[1], self.rows.shape[2]
-        if not gram or self.rows.device.type != "cpu":
-            return [slice(0, dim)]
-        step = max(_PART_MIN_DIMS, _PART_ELEMENTS // max(num_rows, 1))
-        return [slice(start, min(start + step, dim)) for start in range(0, dim, step)]
+        """Cut the dimensions for Gram matrices; D x D matrices need all at once."""
+        return _parts(self.rows) if gram else [slice(0, self.rows.shape[2])]
 
     def own_gradient(self, gradient: Tensor) -> Tensor:
         """Return the gradient of this process's embeddings, for a mean of gradients over processes.
@@ -95,12 +100,22 @@ class GlobalBatch:
         Every process computes the same loss, so the mean over processes of the parameter gradients
         is the gradient of the whole batch if each contributes num_processes times its share.
         """
-        gradient = gradient[:, self.own]
-        return gradient.mul_(self.num_processes) if self.num_processes > 1 else gradient
+        if self.num_processes == 1:
+            return gradient
+        return gradient[:, self.own] * self.num_processes
+
+
+def _parts(rows: Tensor) -> list[slice]:
+    """Cut the dimensions so that the rows of a part stay in the cache of a CPU."""
+    num_rows, dim = rows.shape[0] * rows.shape[1], rows.shape[2]
+    if rows.device.type != "cpu":
+        return [slice(0, dim)]
+    step = max(_PART_MIN_DIMS, _PART_ELEMENTS // max(num_rows, 1))
+    return [slice(start, min(start + step, dim)) for start in range(0, dim, step)]
 
 
 @torch.no_grad()
-def global_batch(embeddings: Tensor, moment_elements: int) -> GlobalBatch:
+def global_batch(embeddings: Tensor, moment_elements: int, wanted: bool) -> GlobalBatch:
     """Share what the processes of a run must know of each other's embeddings.
 
     One small collective gives the number of images and the means. Then, whichever moves less:
@@ -111,37 +126,41 @@ def global_batch(embeddings: Tensor, moment_elements: int) -> GlobalBatch:
         embeddings: (V, B, D), this process's; B may differ from process to process, and be 0.
             float16 and bfloat16 become float32.
         moment_elements: numbers that summing second moments would move.
+        wanted: whether this process will ask for the gradient.
     """
     rows = embeddings.detach()
     if rows.dtype in (torch.float16, torch.bfloat16):
         rows = rows.float()
     num_views, local_images, dim = rows.shape
-    processes = world_size()
+    every, processes, parts = slice(0, local_images), world_size(), _parts(rows)
     if processes == 1:
-        every = slice(0, local_images)
-        means = rows.mean(dim=1)
-        return GlobalBatch(rows, means, local_images, every, complete=True, num_processes=1)
+        shift = rows.mean(dim=1).mean(dim=0)
+        means = torch.cat([(rows[..., p] - shift[p]).mean(dim=1) for p in parts], dim=1)
+        return GlobalBatch(rows, shift, means, local_images, every, True, 1, wanted)
     rank = dist.get_rank()
-    counts = rows.new_zeros(processes)
-    counts[rank] = local_images
-    buffer = torch.cat([counts, rows.sum(dim=1).flatten()])
+    counts = torch.zeros(processes + 1, dtype=torch.float64, device=rows.device)
+    counts[rank], counts[-1] = local_images, wanted
+    sums = torch.cat([rows[..., p].sum(dim=1, dtype=torch.float64) for p in parts], dim=1)
+    buffer = torch.cat([counts, sums.flatten()])
     dist.all_reduce(buffer)
-    sizes = [int(size) for size in buffer[:processes].tolist()]
+    *sizes, some_want = (int(count) for count in buffer[: processes + 1].tolist())
     num_images, largest = sum(sizes), max(sizes)
-    means = buffer[processes:].view(num_views, dim) / max(num_images, 1)
+    exact = buffer[processes + 1 :].view(num_views, dim) / max(num_images, 1)
+    shift = exact.mean(dim=0).to(rows.dtype)
+    means = (exact - shift).to(rows.dtype)
+    known = (shift, means, num_images)
     # A ring moves 2 (P - 1) / P of what is summed, and (P - 1) / P of what is gathered.
     if processes * largest * num_views * dim >= 2 * moment_elements:
-        every = slice(0, local_images)
-        return GlobalBatch(rows, means, num_images, every, complete=False, num_processes=processes)
+        return GlobalBatch(rows, *known, every, False, processes, some_want > 0)
     padded = rows.new_zeros(num_views, largest, dim)
     padded[:, :local_images] = rows
     gathered = rows.new_empty(processes * num_views, largest, dim)
     dist.all_gather_into_tensor(gathered, padded)
-    parts = zip(gathered.split(num_views), sizes, strict=True)
-    rows = torch.cat([part[:, :size] for part, size in parts], dim=1)
+    padded_parts = zip(gathered.split(num_views), sizes, strict=True)
+    rows = torch.cat([part[:, :size] for part, size in padded_parts], dim=1)
     start = sum(sizes[:rank])
     own = slice(start, start + local_images)
-    return GlobalBatch(rows, means, num_images, own, complete=True, num_processes=processes)
+    return GlobalBatch(rows, *known, own, True, processes, wanted)
 
 
 class _KnownGradient(torch.autograd.Function):

@@ -110,6 +110,7 @@ class SSLViewsTrainer(Trainer):
             lars_args = {"lr": args.learning_rate, "momentum": 0.9, "trust_coeff": 1e-3}
             kwargs["optimizer_cls_and_kwargs"] = (Lars, lars_args)
         super().__init__(model, args, **kwargs)
+        args.check_accumulation()
         if isinstance(self.train_dataset, MultiViewDataset):
             self.add_callback(EpochCallback(self.train_dataset))
         if not args.disable_tqdm:
@@ -148,6 +149,8 @@ class SSLViewsTrainer(Trainer):
         if self.args.micro_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()  # schedule-free optimizers have two modes
         pixel_values = self._prepare_inputs(inputs)["pixel_values"]
         result = loss_by_micro_batches(
             self.accelerator, model, self._ssl_model.loss, pixel_values, self.args.micro_batch_size

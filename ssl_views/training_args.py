@@ -120,6 +120,20 @@ class SSLViewsTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self.check_accumulation()
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(
+                f"micro_batch_size must be at least 1; got {self.micro_batch_size}. Leave it out "
+                "to use the whole batch at once."
+            )
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers allows bf16 without a GPU only if told so
+        if self.accelerator_config is None:
+            self.accelerator_config = {"dispatch_batches": False}
+        super().__post_init__()
+
+    def check_accumulation(self) -> None:
+        """Refuse gradient accumulation; accelerate's own arguments can set it after the fact."""
         if self.gradient_accumulation_steps > 1 and not self.allow_inexact_accumulation:
             raise ValueError(
                 "gradient_accumulation_steps must be 1, for the loss of a batch is not the mean "
@@ -127,19 +141,9 @@ class SSLViewsTrainingArguments(TrainingArguments):
                 "per_device_train_batch_size to the whole batch and micro_batch_size to what fits "
                 "in memory, or allow_inexact_accumulation."
             )
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ValueError(
-                f"micro_batch_size must be at least 1; got {self.micro_batch_size}. Leave it out "
-                "to use the whole batch at once."
-            )
         if self.micro_batch_size is not None and self.gradient_accumulation_steps > 1:
             raise ValueError(
                 "micro_batch_size and gradient_accumulation_steps must not be combined; got "
                 f"{self.micro_batch_size} and {self.gradient_accumulation_steps}. "
                 "micro_batch_size alone is exact."
             )
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers allows bf16 without a GPU only if told so
-        if self.accelerator_config is None:
-            self.accelerator_config = {"dispatch_batches": False}
-        super().__post_init__()

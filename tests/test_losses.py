@@ -4,20 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loss_cases import each_loss, embeddings, off_diagonal
 
 from ssl_views import BarlowTwinsLoss, barlow_twins_loss, kernel_loss, vicreg_loss
 from ssl_views.loss_modules import build_loss
 
 SHAPES = [(2, 7, 5), (3, 6, 9), (4, 16, 8)]
-
-
-def embeddings(num_views, num_images, dim, seed=0, dtype=torch.float64):
-    """Views scattered around a common embedding, with unequal scales and a large mean."""
-    g = torch.Generator().manual_seed(seed)
-    common = torch.randn(1, num_images, dim, generator=g, dtype=dtype)
-    noise = torch.randn(num_views, num_images, dim, generator=g, dtype=dtype)
-    scale = torch.linspace(0.5, 3, dim, dtype=dtype)
-    return (common + 0.7 * noise) * scale + 10
 
 
 def standardized(view, eps):
@@ -122,10 +114,6 @@ def test_kernel_equals_loops(shape):
     assert total.item() == pytest.approx(invariance + 0.3 * orthogonality, rel=1e-11)
 
 
-def off_diagonal(matrix):
-    return matrix[~torch.eye(len(matrix), dtype=torch.bool)]
-
-
 @pytest.mark.parametrize("all_pairs", [False, True])
 def test_two_views_of_barlow_twins_equal_the_published_loss(all_pairs):
     z = embeddings(2, 32, 12)
@@ -155,14 +143,18 @@ def test_two_views_of_the_kernel_form_equal_the_paper():
     torch.testing.assert_close(kernel_loss(z, 0.2).total, paper, atol=1e-10, rtol=0)
 
 
-LOSSES = {
-    "barlow_twins": lambda z: barlow_twins_loss(z, 0.1),
-    "barlow_twins_all_pairs": lambda z: barlow_twins_loss(z, 0.1, all_pairs=True),
-    "barlow_twins_mean": lambda z: barlow_twins_loss(z, 0.1, redundancy="mean"),
-    "vicreg": lambda z: vicreg_loss(z * 0.2),
-    "kernel": lambda z: kernel_loss(z, 0.1),
-}
-each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@each_loss
+def test_any_memory_layout_will_do_and_stays_as_it_was(loss):
+    z = embeddings(3, 10, 6)
+    for other in (
+        z.transpose(0, 1).contiguous().transpose(0, 1),
+        z.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+        z[:, :1].expand(3, 10, 6),
+    ):
+        expected, before = loss(other.contiguous().requires_grad_()), other.clone()
+        found = loss(other.detach().requires_grad_())
+        torch.testing.assert_close(found.total, expected.total)
+        assert torch.equal(other, before)
 
 
 @each_loss
@@ -170,13 +162,6 @@ def test_order_of_views_and_images_does_not_matter(loss):
     z = embeddings(4, 10, 6)
     shuffled = z[[2, 0, 3, 1]][:, torch.randperm(10)]
     torch.testing.assert_close(loss(shuffled).total, loss(z).total, atol=0, rtol=1e-12)
-
-
-@each_loss
-@pytest.mark.parametrize("num_views", [2, 3])
-def test_gradient_is_right(loss, num_views):
-    z = embeddings(num_views, 5, 4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: loss(x).total, z)
 
 
 def test_barlow_twins_ignores_scale_and_shift():
@@ -203,133 +188,6 @@ def test_invariance_keeps_its_strength_for_every_number_of_views(all_pairs):
         torch.testing.assert_close(found[num_views], found[2], atol=0, rtol=0.05)
 
 
-@each_loss
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(loss, dtype):
-    z = embeddings(3, 32, 8).to(dtype)
-    result = loss(z)
-    assert result.total.dtype == torch.float32
-    if loss is not LOSSES["vicreg"]:  # there the test scales in half precision
-        torch.testing.assert_close(result.total, loss(z.float()).total, atol=0, rtol=1e-6)
-
-
-@each_loss
-def test_autocast_changes_nothing(loss):
-    z = embeddings(3, 32, 8, dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = loss(z)
-    assert inside.total.dtype == torch.float32
-    assert torch.equal(inside.total, loss(z).total)
-
-
-@each_loss
-@pytest.mark.parametrize("num_images", [2, 6, 20])  # both sides of the dimension
-@pytest.mark.parametrize("degenerate", ["equal rows", "dead dimension", "nothing"])
-def test_degenerate_batches_are_finite(loss, degenerate, num_images):
-    z = embeddings(3, num_images, 8)
-    if degenerate == "equal rows":
-        z = z[:, :1].expand_as(z).clone()
-    elif degenerate == "dead dimension":
-        z = z * (torch.arange(8) > 0)
-    z = z.float().requires_grad_()
-    total = loss(z).total
-    total.backward()
-    assert torch.isfinite(total)
-    assert torch.isfinite(z.grad).all()
-
-
-@each_loss
-@pytest.mark.parametrize("dim", [4, 12])
-def test_nan_stays_visible(loss, dim):
-    z = embeddings(2, 6, dim)
-    z[0, 0, 0] = torch.nan
-    z.requires_grad_()
-    total = loss(z).total
-    total.backward()
-    assert torch.isnan(total)
-    assert torch.isnan(z.grad).any()
-
-
-def by_autograd(name, z):
-    """The formulas once more, as plain as torch allows; autograd differentiates them."""
-    num_views, num_images, dim = z.shape
-    if name == "kernel":
-        cov = torch.cov(z.flatten(0, 1).T, correction=0)
-        invariance = (z - z.mean(0)).square().sum(2).mean(1).sum() / (2 * (num_views - 1))
-        return invariance + 0.1 * (cov - torch.eye(dim, dtype=z.dtype)).square().sum()
-    if name == "vicreg":
-        z = z * 0.2
-        total = 25 * 2 / (num_views - 1) * (z - z.mean(0)).square().sum(0).mean()
-        for view in z:
-            cov = torch.cov(view.T)
-            total = total + 25 * F.relu(1 - torch.sqrt(cov.diagonal() + 1e-4)).mean() / num_views
-            total = total + 2 / num_views * off_diagonal(cov).square().sum() / dim
-        return total
-    u = (z - z.mean(1, keepdim=True)) * torch.rsqrt(z.var(1, correction=0, keepdim=True) + 1e-5)
-    pairs = [(u[v], u[w]) for v in range(num_views) for w in range(num_views) if v != w]
-    if name != "barlow_twins_all_pairs":
-        pairs = [(view, (u.sum(0) - view) / (num_views - 1)) for view in u]
-    total = 0
-    for a, b in pairs:
-        c = a.T @ b / num_images
-        total = total + ((1 - c.diagonal()) ** 2).sum()
-        if name != "barlow_twins_mean":
-            total = total + 0.1 * off_diagonal(c).square().sum()
-    if name == "barlow_twins_mean":
-        mean = u.mean(0)
-        return total / num_views + 0.1 * off_diagonal(mean.T @ mean / num_images).square().sum()
-    return total / len(pairs)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("shape", [(2, 40, 9), (5, 40, 9), (2, 9, 40), (5, 9, 40), (16, 30, 20)])
-def test_gradient_equals_autograd_of_the_formula(name, shape):
-    z = embeddings(*shape).requires_grad_()
-    (ours,) = torch.autograd.grad(LOSSES[name](z).total, z)
-    (expected,) = torch.autograd.grad(by_autograd(name, z), z)
-    torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-10)
-    torch.testing.assert_close(LOSSES[name](z).total, by_autograd(name, z), atol=0, rtol=1e-11)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("shape", [(2, 256, 256), (4, 256, 512), (4, 512, 128)])
-def test_bfloat16_embeddings_keep_the_gradient(name, shape):
-    g = torch.Generator().manual_seed(0)
-    z = torch.randn(1, *shape[1:], generator=g) + 0.5 * torch.randn(*shape, generator=g)
-    exact = z.double().requires_grad_()
-    scale = 5 if name == "vicreg" else 1  # by_autograd multiplies by 0.2
-    (expected,) = torch.autograd.grad(by_autograd(name, scale * exact), exact)
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)):
-        half = z.to(dtype).requires_grad_()
-        total = (vicreg_loss if name == "vicreg" else LOSSES[name])(half).total
-        (ours,) = torch.autograd.grad(total, half)
-        assert ours.dtype == dtype
-        error = (ours.double() - expected).norm() / expected.norm()
-        assert error < tolerance, (dtype, error)
-
-
-@each_loss
-@pytest.mark.parametrize("shape", [(4, 32, 8), (4, 8, 32)])
-def test_the_loss_compiles_without_graph_breaks(loss, shape):
-    z = embeddings(*shape, dtype=torch.float32).requires_grad_()
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda x: loss(x).total, fullgraph=True, backend="aot_eager")
-    total = compiled(z)
-    torch.testing.assert_close(total, loss(z).total)
-    (ours,) = torch.autograd.grad(total, z)
-    torch.testing.assert_close(ours, torch.autograd.grad(loss(z).total, z)[0])
-
-
-@each_loss
-def test_without_gradient_the_value_is_the_same(loss):
-    z = embeddings(3, 16, 8)
-    with_gradient = loss(z.clone().requires_grad_())
-    assert loss(z).total == with_gradient.total
-    assert not loss(z).total.requires_grad
-    assert with_gradient.total.requires_grad
-    assert not any(term.requires_grad for term in with_gradient.terms.values())
-
-
 def test_auto_weight_follows_the_rule():
     for loss, name, rule in (
         (barlow_twins_loss, "redundancy", lambda dim: 10 / dim),
@@ -349,22 +207,24 @@ def test_modules_give_what_the_functions_give():
     mean = build_loss("barlow_twins", 8, 0.2, {"redundancy": "mean"})(z).total
     assert mean == barlow_twins_loss(z, 0.2, redundancy="mean").total
     assert build_loss("kernel", 8, 0.2)(z).total == kernel_loss(z, 0.2).total
-    assert build_loss("vicreg", 8)(z).total == vicreg_loss(z).total
+    torch.testing.assert_close(build_loss("vicreg", 8)(z).total, vicreg_loss(z).total)
     same = build_loss("vicreg", 8, 1 / (8 * 25))(z).total  # Fig. 8 of the paper: 1 / (D mu)
     torch.testing.assert_close(same, vicreg_loss(z).total)
-    assert (
-        build_loss("vicreg", 8, loss_args={"variance_weight": 3.0})(z).total
-        == vicreg_loss(z, variance_weight=3).total
-    )
+    other = build_loss("vicreg", 8, loss_args={"variance_weight": 3.0})(z).total
+    torch.testing.assert_close(other, vicreg_loss(z, variance_weight=3).total)
 
 
 @pytest.mark.parametrize(
     ("z", "message"),
     [
         (torch.zeros(1, 8, 4), r"V >= 2; got \(1, 8, 4\).*num_views=2"),
+        (torch.zeros(2, 8, 0), r"got \(2, 8, 0\)"),
         (torch.zeros(8, 4), r"shape \(V, B, D\).*got \(8, 4\)"),
         (torch.zeros(2, 1, 4), "at least 2 images over all processes; got 1"),
-        (torch.zeros(2, 8, 4, dtype=torch.int64), "floating point; got torch.int64"),
+        (
+            torch.zeros(2, 8, 4, dtype=torch.int64),
+            "floating point, of 16, 32 or 64 bits; got torch.int64",
+        ),
     ],
 )
 @each_loss
@@ -390,5 +250,14 @@ def test_wrong_loss_settings_get_a_sentence():
         build_loss("vicreg", 8, 0.1, {"variance_weight": 3.0})
     with pytest.raises(ValueError, match="VICReg must be above 0; got 0"):
         build_loss("vicreg", 8, 0.0)
+    for weight in (None, float("inf"), "0.1"):
+        with pytest.raises(ValueError, match=f"number >= 0 or 'auto'; got {weight!r}"):
+            kernel_loss(embeddings(2, 8, 4), weight)
+    with pytest.raises(
+        ValueError, match=r"variance_weight must be a number >= 0; got -1.*25 and 1"
+    ):
+        build_loss("vicreg", 8, loss_args={"variance_weight": -1})
+    with pytest.raises(ValueError, match="got 'median'"):  # when built, not in the first step
+        build_loss("barlow_twins", 8, loss_args={"redundancy": "median"})
     with pytest.raises(ValueError, match="loss_args must not hold 'orthogonality_weight'"):
         build_loss("kernel", 8, loss_args={"orthogonality_weight": 1.0})

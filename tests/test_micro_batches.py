@@ -1,5 +1,6 @@
 """Micro-batches give the gradient of one graph over all of them, with the same random numbers."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +47,34 @@ def test_gradient_is_that_of_one_graph(loss, micro_batch_size):
     for ours, reference in zip(found.buffers(), expected.buffers(), strict=True):
         assert torch.equal(ours, reference)
     assert torch.equal(torch.get_rng_state(), after)
+
+
+class Recording(Accelerator):
+    """Scales the loss, as for float16, and counts passes without synchronization."""
+
+    unsynchronized = 0
+
+    def backward(self, loss, **kwargs):
+        (8 * loss).backward()
+
+    @contextmanager
+    def no_sync(self, model):
+        self.unsynchronized += 1
+        yield
+
+
+def test_gradients_are_scaled_and_synchronized_once():
+    pixel_values, loss = torch.randn(9, 3, 6, dtype=torch.float64), KernelLoss(0.1)
+    plain, scaled = Model().double(), Model().double()
+    scaled.load_state_dict(plain.state_dict())
+    torch.manual_seed(1)
+    loss_by_micro_batches(Accelerator(cpu=True), plain, loss, pixel_values, 3)
+    accelerator = Recording(cpu=True)
+    torch.manual_seed(1)
+    loss_by_micro_batches(accelerator, scaled, loss, pixel_values, 3)
+    assert accelerator.unsynchronized == 2
+    for a, b in zip(scaled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, 8 * b.grad)
 
 
 def test_averaging_micro_batches_instead_is_another_gradient():

@@ -301,6 +301,12 @@ def test_accumulation_is_refused_unless_asked_for(tmp_path):
         SSLViewsTrainingArguments(str(tmp_path), micro_batch_size=0)
 
 
+def test_accumulation_by_accelerates_own_arguments_is_refused_too(digits, tmp_path):
+    hidden = {"gradient_accumulation_kwargs": {"num_steps": 4}}
+    with pytest.raises(ValueError, match=r"must be 1, .*; got 4.*micro_batch_size"):
+        ours(tmp_path, digits, accelerator_config=hidden)
+
+
 def test_micro_batches_log_what_whole_batches_do(digits, tmp_path):
     runs = []
     for options in ({}, {"micro_batch_size": 5}, {"micro_batch_size": 5, "bf16": True}):

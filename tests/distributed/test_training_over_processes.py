@@ -132,3 +132,18 @@ def test_on_a_gpu_timms_conversion_is_used():
     model = synchronize_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), "cuda")
     assert isinstance(model[0], nn.SyncBatchNorm)
     assert local_batchnorm_layers(model) == []
+
+
+def test_layers_without_running_statistics_or_bias_work_too():
+    rows = torch.randn(6, 4)
+    plain = nn.BatchNorm1d(4, track_running_stats=False).eval()
+    bare = nn.BatchNorm1d(4)
+    bare.bias = None
+    for layer in (plain, bare):
+        expected = layer(rows)
+        torch.testing.assert_close(GlobalBatchNorm(layer)(rows), expected)
+
+
+def test_one_value_per_channel_gets_a_sentence():
+    with pytest.raises(ValueError, match="at least 2 values per channel over all processes; got 1"):
+        GlobalBatchNorm(nn.BatchNorm1d(4))(torch.randn(1, 4))
