@@ -76,9 +76,11 @@ def _times(milliseconds):
     """Return a line of ratios to the peers, the medians over rounds."""
     cells = []
     for ours, theirs in PAIRS.items():
-        rounds = (
-            zip(milliseconds[f"{peer} {theirs}"], milliseconds[ours], strict=True) for peer in PEERS
-        )
+        rounds = [
+            zip(milliseconds[f"{peer} {theirs}"], milliseconds[ours], strict=True)
+            for peer in PEERS
+            if f"{peer} {theirs}" in milliseconds
+        ]
         cells.append(" / ".join(_ratio(median(a / b for a, b in pairs)) for pairs in rounds))
     return cells
 

@@ -51,8 +51,8 @@ def barlow_twins(
     gram = _gram_is_cheaper(batch, form)
     views = torch.empty_like(batch.rows, memory_format=torch.contiguous_format)
     scales = []
-    for part in batch.parts(gram):
-        centered = batch.shifted(part).sub_(batch.means[:, None, part])
+    for part in batch.parts():
+        centered = batch.center_(batch.shifted(part), part)
         (squares,) = batch.sum(centered.square().sum(dim=1))
         scales.append(torch.rsqrt(squares / batch.num_images + eps))
         torch.mul(centered, scales[-1][:, None], out=views[..., part])
@@ -61,16 +61,22 @@ def barlow_twins(
         return terms, None
     # Through the standardization. Its mean needs nothing, for slopes are made of centred rows. Each
     # part takes the place of the views that it was made of.
-    for part, scale in zip(batch.parts(gram), scales, strict=True):
+    scale = torch.cat(scales, dim=1)
+    for part in batch.parts(whole=not gram, least=256):
         by_view, along = slope(part)
         by_view.addcmul_(views[..., part], along[:, None], value=-1 / batch.num_images)
-        torch.mul(by_view, scale[:, None], out=views[..., part])
+        torch.mul(by_view, scale[:, None, part], out=views[..., part])
     return terms, views
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Return the sum of products of entries, one matrix at a time."""
     return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+
+
+def _along(slopes: Tensor, views: Tensor) -> Tensor:
+    """Return the inner product over images, (V, part), with a temporary of one view."""
+    return torch.stack([(s * v).sum(dim=0) for s, v in zip(slopes, views, strict=True)])
 
 
 def _others(views: Tensor) -> Tensor:
@@ -89,7 +95,7 @@ def _others_by_gram(
     num_views, num_images, _ = views.shape
     of_views, of_others = views.new_zeros(2, num_views, num_images, num_images)
     diagonals = []
-    for part in batch.parts(gram=True):
+    for part in batch.parts(least=256):
         view = views[..., part]
         others = _others(view)
         of_views.baddbmm_(view, view.mT)
@@ -110,7 +116,7 @@ def _others_by_gram(
         by_view = torch.bmm(of_others, view).mul_(of_product).addcmul_(others, factor)
         by_others = torch.bmm(of_views, others).mul_(of_product).addcmul_(view, factor)
         by_view += _through_others(by_others)
-        return by_view, (by_view * view).sum(dim=1)
+        return by_view, _along(by_view, view)
 
     return terms, slope
 
@@ -134,7 +140,7 @@ def _others_by_matrices(
         diagonal.copy_(misses).mul_(-2 / (num_views * num_images))
         by_view = torch.bmm(others, by_entry.mT)
         by_view += _through_others(torch.bmm(views, by_entry))
-        return by_view, batch.sum((by_view * views).sum(dim=1))[0]
+        return by_view, batch.sum(_along(by_view, views))[0]
 
     return terms, slope
 
@@ -146,7 +152,7 @@ def _pairs_by_gram(
     pairs = list(combinations(range(num_views), 2))
     grams = views.new_zeros(num_views, num_images, num_images)
     diagonals = []
-    for part in batch.parts(gram=True):
+    for part in batch.parts(least=256):
         view = views[..., part]
         grams.baddbmm_(view, view.mT)
         diagonals.append(torch.stack([(view[v] * view[w]).sum(dim=0) for v, w in pairs]))
@@ -165,7 +171,7 @@ def _pairs_by_gram(
         for factor, (v, w) in zip(of_diagonal[:, part], pairs, strict=True):
             by_view[v].addcmul_(view[w], factor)
             by_view[w].addcmul_(view[v], factor)
-        return by_view, (by_view * view).sum(dim=1)
+        return by_view, _along(by_view, view)
 
     return terms, slope
 
@@ -209,7 +215,7 @@ def _mean_by_gram(
     num_views, num_images = len(views), batch.num_images
     gram = views.new_zeros(num_images, num_images)
     diagonals, squares = [], []
-    for part in batch.parts(gram=True):
+    for part in batch.parts(least=256):
         view = views[..., part]
         total = view.sum(dim=0)
         diagonals.append((total - view).mul_(view).sum(dim=1))
@@ -263,7 +269,7 @@ def _of_mean(
         total = view.sum(dim=0)
         by_mean = product(total / num_views, part).mul_(of_product).add_((view * factor).sum(dim=0))
         by_view = torch.addcmul(by_mean, total, factor).addcmul_(view, factor, value=-2)
-        return by_view, batch.sum((by_view * view).sum(dim=1))[0]
+        return by_view, batch.sum(_along(by_view, view))[0]
 
     return terms, slope
 

@@ -29,17 +29,16 @@ class _Moments:
 
     def __init__(self, batch: GlobalBatch, num_groups: int) -> None:
         num_views, num_images, dim = batch.rows.shape
-        self._batch = batch
-        self._means = batch.means.view(num_groups, -1, dim).mean(dim=1, keepdim=True)
+        self._batch, self._pooled = batch, num_groups == 1
         num_rows = num_views * num_images // num_groups
         self._gram = batch.complete and num_rows < dim
-        self._parts = batch.parts(self._gram)
+        self._parts = batch.parts(whole=not self._gram, least=256)
         deviation, diagonals = batch.rows.new_zeros(()), []
         matrix = batch.rows.new_zeros(num_groups, *[num_rows if self._gram else dim] * 2)
         for part in self._parts:
             views = batch.shifted(part)
             deviation += square_sum(views - views.mean(dim=0))
-            centered = self.centered(views, part)
+            centered = self._center_(views, part)
             if self._gram:
                 matrix.baddbmm_(centered, centered.mT)
                 diagonals.append(centered.square_().sum(dim=1))
@@ -56,35 +55,32 @@ class _Moments:
             self.off_square_sum = square_sum(matrix)
         self._matrix, self.deviation = matrix, deviation
 
-    def centered(self, views: Tensor, part: slice) -> Tensor:
-        """Return the centred rows (G, n, part) of shifted views (V, B, part)."""
-        return views.reshape(len(self._means), -1, views.shape[2]) - self._means[..., part]
+    def _center_(self, views: Tensor, part: slice) -> Tensor:
+        """Center shifted views (V, B, part) in place, as groups of rows (G, n, part)."""
+        if self._pooled:
+            return self._batch.center_(views, part, pooled=True).reshape(1, -1, views.shape[2])
+        return self._batch.center_(views, part)
 
     def gradient(self, of_deviation: float, of_diagonal: Tensor, of_off: float) -> Tensor:
-        """Return the gradient (V, B, D) of a loss from its slopes.
+        """Return the gradient (V, B, D) of a loss from its slopes; can be called once.
 
         Args:
             of_deviation: slope by half the deviation.
             of_diagonal: (G, D), slope by half the diagonal.
             of_off: slope by a quarter of the sum of squares off the diagonal.
         """
+        matrix = self._matrix.mul_(of_off)
+        if self._gram:  # it holds the diagonal too
+            of_diagonal = of_diagonal - of_off * self.diagonal
         out = torch.empty_like(self._batch.rows, memory_format=torch.contiguous_format)
         for part in self._parts:
             views = self._batch.shifted(part)
-            centered = self.centered(views, part)
-            total = self._product(centered, part).mul_(of_off)
+            deviation = views - views.mean(dim=0)
+            centered = self._center_(views, part)
+            total = torch.bmm(matrix, centered) if self._gram else torch.bmm(centered, matrix)
             total.addcmul_(centered, of_diagonal[:, None, part])
-            mean = views.mean(dim=0)
-            total = total.view_as(views).add_(views.sub_(mean), alpha=of_deviation)
-            out[..., part] = total
+            torch.add(total.view_as(views), deviation, alpha=of_deviation, out=out[..., part])
         return out
-
-    def _product(self, centered: Tensor, part: slice) -> Tensor:
-        """Return X times the off-diagonal part of XᵀX, for the dimensions of a part."""
-        if not self._gram:
-            return torch.bmm(centered, self._matrix)
-        product = torch.bmm(self._matrix, centered)
-        return product.addcmul_(centered, self.diagonal[:, None, part], value=-1)
 
 
 def vicreg_elements(num_views: int, dim: int) -> int:

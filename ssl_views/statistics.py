@@ -9,9 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Elements of a part of the dimensions on a CPU, 2 MB: it stays in the cache.
-_PART_ELEMENTS = 2**19
-_PART_MIN_DIMS = 256
+# On a CPU, rows times dimensions of a part: it stays in the cache, and its temporaries on the heap.
+_PART_ELEMENTS = 2**17
 
 
 def world_size() -> int:
@@ -47,28 +46,46 @@ class GlobalBatch:
     Attributes:
         rows: (V, n, D), float32 or float64: all images of the global batch if `complete`, else this
             process's.
-        shift: (D,), near the mean of everything. No loss sees a shift common to all views; taken
-            away first, it takes the rounding of large means with it.
-        means: (V, D), of the rows less the shift, over the images of the global batch.
         num_images: N, of the global batch.
         own: where this process's images lie in `rows`.
-        complete: whether `rows` holds the global batch.
         num_processes: that share the loss.
         wanted: whether some process will ask for the gradient.
+        known: the means (V, D) of the global batch in float64, where the rows are not complete.
     """
 
     rows: Tensor
-    shift: Tensor
-    means: Tensor
     num_images: int
     own: slice
-    complete: bool
     num_processes: int
     wanted: bool
+    known: Tensor | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether `rows` holds the global batch."""
+        return self.known is None
 
     def shifted(self, part: slice) -> Tensor:
-        """Return the rows less the shift for some dimensions, (V, n, part), a new tensor."""
-        return self.rows[..., part] - self.shift[part]
+        """Return the rows of some dimensions, (V, n, part), less one mean of all: a new tensor.
+
+        No loss sees a shift common to all views. Taken away first, it takes the rounding of large
+        means with it.
+        """
+        rows = self.rows[..., part]
+        means = rows.mean(dim=1) if self.known is None else self.known[:, part]
+        return rows - means.mean(dim=0).to(rows.dtype)
+
+    def center_(self, shifted: Tensor, part: slice, pooled: bool = False) -> Tensor:
+        """Subtract the mean over the global batch from shifted rows, in place.
+
+        Of every view for itself, or, if `pooled`, of all views together.
+        """
+        if self.known is None:
+            means = shifted.mean(dim=1, keepdim=True)
+        else:
+            means = self.known[:, part]
+            means = (means - means.mean(dim=0).to(shifted.dtype)).to(shifted.dtype)[:, None]
+        return shifted.sub_(means.mean(dim=0) if pooled else means)
 
     def sum(self, *local: Tensor) -> list[Tensor]:
         """Sum tensors computed from `rows` over processes, in one collective."""
@@ -90,9 +107,17 @@ class GlobalBatch:
         matrices[:, column, row] = upper
         return [matrices, *others]
 
-    def parts(self, gram: bool) -> list[slice]:
-        """Cut the dimensions for Gram matrices; D x D matrices need all at once."""
-        return _parts(self.rows) if gram else [slice(0, self.rows.shape[2])]
+    def parts(self, whole: bool = False, least: int = 64) -> list[slice]:
+        """Cut the dimensions so that the rows of a part stay in the cache of a CPU.
+
+        One part if `whole`, on other devices, and where a part would need a collective of its own.
+        Matrix products want at least 256 dimensions or so, elementwise work does with fewer.
+        """
+        num_rows, dim = self.rows.shape[0] * self.rows.shape[1], self.rows.shape[2]
+        if whole or self.rows.device.type != "cpu" or not self.complete:
+            return [slice(0, dim)]
+        step = max(least, _PART_ELEMENTS // max(num_rows, 1))
+        return [slice(start, min(start + step, dim)) for start in range(0, dim, step)]
 
     def own_gradient(self, gradient: Tensor) -> Tensor:
         """Return the gradient of this process's embeddings, for a mean of gradients over processes.
@@ -103,15 +128,6 @@ class GlobalBatch:
         if self.num_processes == 1:
             return gradient
         return gradient[:, self.own] * self.num_processes
-
-
-def _parts(rows: Tensor) -> list[slice]:
-    """Cut the dimensions so that the rows of a part stay in the cache of a CPU."""
-    num_rows, dim = rows.shape[0] * rows.shape[1], rows.shape[2]
-    if rows.device.type != "cpu":
-        return [slice(0, dim)]
-    step = max(_PART_MIN_DIMS, _PART_ELEMENTS // max(num_rows, 1))
-    return [slice(start, min(start + step, dim)) for start in range(0, dim, step)]
 
 
 @torch.no_grad()
@@ -132,26 +148,20 @@ def global_batch(embeddings: Tensor, moment_elements: int, wanted: bool) -> Glob
     if rows.dtype in (torch.float16, torch.bfloat16):
         rows = rows.float()
     num_views, local_images, dim = rows.shape
-    every, processes, parts = slice(0, local_images), world_size(), _parts(rows)
+    every, processes = slice(0, local_images), world_size()
     if processes == 1:
-        shift = rows.mean(dim=1).mean(dim=0)
-        means = torch.cat([(rows[..., p] - shift[p]).mean(dim=1) for p in parts], dim=1)
-        return GlobalBatch(rows, shift, means, local_images, every, True, 1, wanted)
+        return GlobalBatch(rows, local_images, every, 1, wanted)
     rank = dist.get_rank()
     counts = torch.zeros(processes + 1, dtype=torch.float64, device=rows.device)
     counts[rank], counts[-1] = local_images, wanted
-    sums = torch.cat([rows[..., p].sum(dim=1, dtype=torch.float64) for p in parts], dim=1)
-    buffer = torch.cat([counts, sums.flatten()])
+    buffer = torch.cat([counts, rows.sum(dim=1, dtype=torch.float64).flatten()])
     dist.all_reduce(buffer)
     *sizes, some_want = (int(count) for count in buffer[: processes + 1].tolist())
     num_images, largest = sum(sizes), max(sizes)
-    exact = buffer[processes + 1 :].view(num_views, dim) / max(num_images, 1)
-    shift = exact.mean(dim=0).to(rows.dtype)
-    means = (exact - shift).to(rows.dtype)
-    known = (shift, means, num_images)
     # A ring moves 2 (P - 1) / P of what is summed, and (P - 1) / P of what is gathered.
     if processes * largest * num_views * dim >= 2 * moment_elements:
-        return GlobalBatch(rows, *known, every, False, processes, some_want > 0)
+        means = buffer[processes + 1 :].view(num_views, dim) / max(num_images, 1)
+        return GlobalBatch(rows, num_images, every, processes, some_want > 0, known=means)
     padded = rows.new_zeros(num_views, largest, dim)
     padded[:, :local_images] = rows
     gathered = rows.new_empty(processes * num_views, largest, dim)
@@ -160,7 +170,7 @@ def global_batch(embeddings: Tensor, moment_elements: int, wanted: bool) -> Glob
     rows = torch.cat([part[:, :size] for part, size in padded_parts], dim=1)
     start = sum(sizes[:rank])
     own = slice(start, start + local_images)
-    return GlobalBatch(rows, *known, own, True, processes, wanted)
+    return GlobalBatch(rows, num_images, own, processes, wanted)
 
 
 class _KnownGradient(torch.autograd.Function):

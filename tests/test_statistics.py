@@ -9,11 +9,16 @@ from ssl_views.statistics import GlobalBatch, global_batch, sum_over_processes, 
 
 
 def test_one_process_is_the_global_batch():
-    z = torch.randn(3, 5, 4, dtype=torch.float64)
+    z = torch.randn(3, 5, 4, dtype=torch.float64) + torch.arange(3)[:, None, None]
     batch = global_batch(z, moment_elements=0, wanted=True)
     assert batch.complete
     assert (batch.num_images, batch.num_processes, batch.own) == (5, 1, slice(0, 5))
-    torch.testing.assert_close(batch.means + batch.shift, z.mean(dim=1))
+    every = slice(0, 4)
+    torch.testing.assert_close(batch.shifted(every), z - z.mean(dim=(0, 1)))
+    centered = batch.center_(batch.shifted(every), every)
+    torch.testing.assert_close(centered, z - z.mean(dim=1, keepdim=True))
+    pooled = batch.center_(batch.shifted(every), every, pooled=True)
+    torch.testing.assert_close(pooled, z - z.mean(dim=(0, 1)))
     assert batch.sum(z)[0] is z
     assert sum_over_processes(z) is z
     assert batch.own_gradient(z) is z
@@ -27,9 +32,14 @@ def test_half_precision_becomes_float32(dtype):
 @pytest.mark.parametrize("shape", [(2, 256, 8192), (4, 1000, 700), (2, 3, 5)])
 def test_parts_cover_every_dimension_once(shape):
     batch = global_batch(torch.zeros(1).expand(shape), 0, True)
-    covered = [i for part in batch.parts(gram=True) for i in range(part.start, part.stop)]
+    covered = [i for part in batch.parts() for i in range(part.start, part.stop)]
     assert covered == list(range(shape[2]))
-    assert batch.parts(gram=False) == [slice(0, shape[2])]
+    assert batch.parts(whole=True) == [slice(0, shape[2])]
+
+
+def cut_by_seven(batch, whole=False, least=64):
+    dim = batch.rows.shape[2]
+    return [slice(0, dim)] if whole else [slice(i, min(i + 7, dim)) for i in range(0, dim, 7)]
 
 
 @each_loss
@@ -37,8 +47,7 @@ def test_parts_change_nothing(loss, monkeypatch):
     z = torch.randn(3, 6, 50, dtype=torch.float64, requires_grad=True)
     whole = loss(z).total
     (gradient,) = torch.autograd.grad(whole, z)
-    monkeypatch.setattr(statistics, "_PART_ELEMENTS", 1)
-    monkeypatch.setattr(statistics, "_PART_MIN_DIMS", 7)
+    monkeypatch.setattr(statistics.GlobalBatch, "parts", cut_by_seven)
     cut = loss(z).total
     torch.testing.assert_close(cut, whole, atol=0, rtol=1e-12)
     torch.testing.assert_close(torch.autograd.grad(cut, z)[0], gradient, atol=1e-14, rtol=1e-11)
@@ -70,9 +79,7 @@ def test_symmetric_matrices_travel_as_triangles(monkeypatch):
 
     monkeypatch.setattr(statistics.dist, "all_reduce", double)
     rows = torch.randn(2, 7, 4)
-    batch = GlobalBatch(
-        rows, rows.mean(dim=(0, 1)), rows.mean(dim=1), 14, slice(0, 7), False, 2, wanted=True
-    )
+    batch = GlobalBatch(rows, 14, slice(0, 7), 2, wanted=True, known=rows.mean(dim=1).double())
     matrices, extra = batch.sum_symmetric(torch.bmm(rows.mT, rows), torch.ones(()))
     torch.testing.assert_close(matrices, 2 * torch.bmm(rows.mT, rows))
     assert extra == 2
