@@ -183,14 +183,17 @@ class _KnownGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: "_KnownGradient", grad: Tensor) -> tuple[Tensor, None, None]:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if torch.is_grad_enabled() and not compiling:
             raise RuntimeError(
                 "the losses must be differentiated once; got create_graph=True. Their gradient is "
                 "known in closed form and has no graph: leave create_graph off."
             )
         saved: tuple[Tensor, ...] = ctx.saved_tensors
         gradient, like = saved
-        return (gradient * grad).to(like.dtype), None, None
+        if compiling or grad.device.type != "cpu" or grad.item() != 1:  # else it is right as it is
+            gradient = gradient * grad
+        return gradient.to(like.dtype), None, None
 
 
 def with_gradient(embeddings: Tensor, value: Tensor, gradient: Tensor | None) -> Tensor:

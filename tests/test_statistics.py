@@ -63,6 +63,18 @@ def test_a_known_gradient_is_scaled_and_cast():
     assert not with_gradient(z, torch.tensor(3.0), None).requires_grad
 
 
+def test_a_second_backward_pass_adds_the_same_gradient():
+    z = torch.zeros(2, 3, requires_grad=True)
+    gradient = torch.arange(6.0).view(2, 3)
+    total = with_gradient(z, torch.tensor(3.0), gradient.clone())
+    for times in (1, 2):
+        total.backward(retain_graph=True)
+        assert torch.equal(z.grad, times * gradient)
+    z.grad.zero_()  # what is the user's is not ours
+    (total * 3).backward()
+    assert torch.equal(z.grad, 3 * gradient)
+
+
 def test_a_second_derivative_is_refused():
     z = torch.randn(2, 8, 4, requires_grad=True)
     with pytest.raises(RuntimeError, match=r"differentiated once; got create_graph=True.*leave"):
