@@ -68,6 +68,10 @@ PAIRS = {  # ours, and the peer's that does the same
 PEERS = ("lightly", "solo-learn")
 
 
+def _number(value):
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+
+
 def _ratio(value):
     return f"{value:.0f}" if value >= 20 else f"{value:.1f}"
 
@@ -162,9 +166,9 @@ def orthogonality_weight(result):
     for loss, rule in result["rules"].items():
         low, high = rule["exponent_range_leaving_out_one_dim"]
         lines.append(
-            f"| {loss} | {rule['constant']:.2g} / D^{rule['exponent']:.1f} "
+            f"| {loss} | {_number(rule['constant'])} / D^{rule['exponent']:.1f} "
             f"| {low:.1f} to {high:.1f} "
-            f"| {100 * rule['regret']:.1f} | {rule['constant_at_exponent_1']:.2g} "
+            f"| {100 * rule['regret']:.1f} | {_number(rule['constant_at_exponent_1'])} "
             f"| {100 * rule['regret_at_exponent_1']:.1f} | {100 * rule['regret_of_auto']:.1f} |"
         )
     preset, minutes = result["preset"], result["seconds"] / 60
