@@ -5,23 +5,17 @@ import functools
 import pytest
 import torch
 import torch.distributed as dist
+from loss_cases import LOSSES
 from processes import in_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl_views import barlow_twins_loss, kernel_loss, statistics, vicreg_loss
+from ssl_views import barlow_twins_loss, kernel_loss, statistics
 from ssl_views.batchnorm import synchronize_batchnorm
 
 NUM_IMAGES = 12
 SHARES = {1: [12], 2: [5, 7], 3: [2, 7, 3], 4: [4, 0, 5, 3]}  # uneven; one process has nothing
 DIMS = (6, 40)  # second moments travel; the embeddings travel and Gram matrices are smaller
-LOSSES = {
-    "barlow_twins": lambda z: barlow_twins_loss(z, 0.1),
-    "barlow_twins_all_pairs": lambda z: barlow_twins_loss(z, 0.1, all_pairs=True),
-    "barlow_twins_mean": lambda z: barlow_twins_loss(z, 0.1, redundancy="mean"),
-    "vicreg": lambda z: vicreg_loss(z * 0.3),
-    "kernel": lambda z: kernel_loss(z, 0.1),
-}
 CASES = [(name, views, dim) for name in LOSSES for views in (2, 4, 8) for dim in DIMS]
 
 
