@@ -1,5 +1,6 @@
 """Which orthogonality weight suits which dimension: the sweep behind orthogonality_weight="auto".
 
+    pip install matplotlib
     python benchmarks/orthogonality_weight.py --dataset PATH_OR_HUB_ID      # 2 cores, under an hour
     python benchmarks/orthogonality_weight.py --dataset ... --preset gpu    # a larger one
     python benchmarks/orthogonality_weight.py --fit                     # rule and picture only
