@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_views.counter_random import uniforms
-from ssl_views.view_engine import HUE, ViewRecords
+from ssl_views.view_records import COLOR_OPERATIONS, HUE, ViewRecords
 
 if TYPE_CHECKING:
     from ssl_views.views import ViewRecipe
 
 _CROP_TRIES = 10
+_NUMBERS = 15  # per view, with the first try of the crop
 _ORDERS = np.array(list(permutations(range(4))), dtype=np.int64)
 
 
@@ -28,7 +29,9 @@ def draw_records(
 ) -> ViewRecords:
     """Draw the records of B images.
 
-    They depend on seed, epoch, index, view and the image's size only.
+    They depend on seed, epoch, index, view and the image's size only. Of the numbers of a view, 0
+    and 1 place the crop, 2 to 8 are flip, jitter, order, grayscale, blur, sigma and solarize, 9 to
+    12 the colour factors, and the rest pairs of area and ratio, one pair per try of the crop.
 
     Args:
         recipe: what is random, and how much.
@@ -44,64 +47,92 @@ def draw_records(
 
     Differs from source:
         The numbers come from a counter (see `counter_random`), so nothing else can change them.
+        The place of the crop is drawn once, not per try.
     """
-    place, (flip, jitter, order, *factor), (gray, blur, sigma, solarize), tries = _split(
-        uniforms(seed, epoch, np.asarray(indices, dtype=np.uint64), recipe.num_views, 33)
-    )
-    operations = np.where(
-        (jitter < recipe.jitter_prob)[..., None],
-        _ORDERS[(order * len(_ORDERS)).astype(np.int64)],
-        -1,
-    )
-    strength = np.array([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
-    operations = np.where(strength[operations] > 0, operations, -1)  # the others change nothing
+    views, num_images = recipe.of_views, len(indices)
+    if not num_images == len(heights) == len(widths):
+        raise ValueError(
+            f"there must be one height and width per index; got {num_images} indices, "
+            f"{len(heights)} heights and {len(widths)} widths. Give those of the images."
+        )
+    index = np.asarray(indices, dtype=np.uint64)
+    random = uniforms(seed, epoch, index, len(views), _NUMBERS)
+    flip, jitter, order, gray, blur, sigma, solarize = np.moveaxis(random[..., 2:9], -1, 0)
+
+    def number(name: str) -> NDArray[np.float64]:
+        return np.array([getattr(view, name) for view in views])
+
+    strength = np.stack([number(name) for name in COLOR_OPERATIONS], axis=-1)  # (V, 4)
+    operations = _ORDERS[(order * len(_ORDERS)).astype(np.int64)]
+    used = np.take_along_axis(np.broadcast_to(strength, operations.shape), operations, -1) > 0
+    used &= (jitter < number("jitter_prob"))[..., None]
     low, high = np.maximum(1 - strength, 0), 1 + strength
-    low[HUE], high[HUE] = -recipe.hue, recipe.hue
-    smallest, largest = recipe.blur_sigma
+    low[:, HUE], high[:, HUE] = -strength[:, HUE], strength[:, HUE]
+    smallest, largest = number("blur_sigma").T
     return ViewRecords(
-        box=_draw_box(recipe, np.asarray(heights), np.asarray(widths), place, tries),
-        flip=flip < recipe.flip_prob,
-        order=operations,
-        factor=low + (high - low) * np.stack(factor, axis=-1),
-        grayscale=gray < recipe.grayscale_prob,
-        blur_sigma=np.where(blur < recipe.blur_prob, smallest + (largest - smallest) * sigma, 0.0),
-        solarize=solarize < recipe.solarize_prob,
+        box=_draw_boxes(recipe, index, np.asarray(heights), np.asarray(widths), random, epoch, seed),
+        flip=flip < number("flip_prob"),
+        order=np.where(used, operations, -1).astype(np.int8),
+        factor=(low + (high - low) * random[..., 9:13]).astype(np.float32),
+        grayscale=gray < number("grayscale_prob"),
+        blur_sigma=np.where(
+            blur < number("blur_prob"), smallest + (largest - smallest) * sigma, 0.0
+        ).astype(np.float32),
+        solarize=solarize < number("solarize_prob"),
     )
 
 
-def _split(
-    random: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Say which of the 33 numbers of a view is for what; single ones lie on the first axis."""
-    first = np.moveaxis(random[..., :13], -1, 0)
-    return random[..., :2], first[2:9], first[9:13], random[..., 13:]
-
-
-def _draw_box(
+def _draw_boxes(
     recipe: "ViewRecipe",
+    index: NDArray[np.uint64],
     heights: NDArray[np.int64],
     widths: NDArray[np.int64],
-    place: NDArray[np.float64],
-    tries: NDArray[np.float64],
-) -> NDArray[np.int64]:
+    random: NDArray[np.float64],
+    epoch: int,
+    seed: int,
+) -> NDArray[np.int32]:
     """Return (B, V, 4) boxes: the first of ten random shapes that fits, else the largest one."""
-    height, width = heights[:, None, None], widths[:, None, None]
-    smallest, largest = recipe.crop_scale
-    area = height * width * (smallest + (largest - smallest) * tries[..., :_CROP_TRIES])
-    low, high = np.log(recipe.crop_ratio)
-    ratio = np.exp(low + (high - low) * tries[..., _CROP_TRIES:])
-    shapes = np.rint(np.sqrt(np.stack([area / ratio, area * ratio], axis=-1)))  # (B, V, tries, 2)
+    shape = random.shape[:2]
+    height = np.broadcast_to(heights[:, None], shape)
+    width = np.broadcast_to(widths[:, None], shape)
+    scale = np.array([view.crop_scale for view in recipe.of_views])
+    ratio = np.array([view.crop_ratio for view in recipe.of_views])
+    crop, fits = _try(random[..., 13], random[..., 14], height, width, scale, ratio)
+    if not fits.all():  # further tries, for the images that need them
+        rows = np.flatnonzero(~fits.all(axis=1))
+        more = uniforms(seed, epoch, index[rows], shape[1], _NUMBERS + 2 * (_CROP_TRIES - 1))
+        height, width = height[rows], width[rows]
+        for start in range(_NUMBERS, more.shape[-1], 2):
+            again, fit = _try(more[..., start], more[..., start + 1], height, width, scale, ratio)
+            new = fit & ~fits[rows]
+            crop[rows] = np.where(new[..., None], again, crop[rows])
+            fits[rows] |= fit
     whole = np.stack([heights, widths], axis=-1)[:, None]
-    fits = ((shapes >= 1) & (shapes <= whole[:, :, None])).all(axis=-1)
-    shape = np.take_along_axis(shapes, fits.argmax(axis=-1)[..., None, None], axis=2)[:, :, 0]
-    fitted = np.concatenate([np.floor(place * (whole - shape + 1)), shape], axis=-1)
-    centred = np.stack(
-        [
-            np.minimum(heights, np.rint(widths / recipe.crop_ratio[0])),
-            np.minimum(widths, np.rint(heights * recipe.crop_ratio[1])),
-        ],
-        axis=-1,
-    )
-    centred = np.broadcast_to(np.maximum(centred, 1)[:, None], shape.shape)
-    fallback = np.concatenate([(whole - centred) // 2, centred], axis=-1)
-    return np.where(fits.any(axis=-1)[..., None], fitted, fallback).astype(np.int64)
+    corner = np.floor(random[..., :2] * (whole - crop + 1))
+    if not fits.all():
+        tall = np.rint(widths[:, None] / ratio[:, 0])
+        wide = np.rint(heights[:, None] * ratio[:, 1])
+        centred = np.stack(
+            [np.minimum(heights[:, None], tall), np.minimum(widths[:, None], wide)], axis=-1
+        )
+        centred = np.maximum(centred, 1)
+        crop = np.where(fits[..., None], crop, centred)
+        corner = np.where(fits[..., None], corner, (whole - centred) // 2)
+    return np.concatenate([corner, crop], axis=-1).astype(np.int32)
+
+
+def _try(
+    area: NDArray[np.float64],
+    shape: NDArray[np.float64],
+    height: NDArray[np.int64],
+    width: NDArray[np.int64],
+    scale: NDArray[np.float64],
+    ratio: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return crops (B, V, 2) of random area and ratio, and which of them fit into the image."""
+    pixels = height * width * (scale[:, 0] + (scale[:, 1] - scale[:, 0]) * area)
+    low, high = np.log(ratio).T
+    aspect = np.exp(low + (high - low) * shape)
+    rows, columns = np.rint(np.sqrt(pixels / aspect)), np.rint(np.sqrt(pixels * aspect))
+    fits = (rows >= 1) & (rows <= height) & (columns >= 1) & (columns <= width)
+    return np.stack([rows, columns], axis=-1), fits

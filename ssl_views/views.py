@@ -1,62 +1,32 @@
 """View recipes: what is random about a view, and how much."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from ssl_views.naming import did_you_mean
+from ssl_views.named_recipes import RECIPES
+from ssl_views.pixels import PixelBatch
 from ssl_views.view_drawing import draw_records
-from ssl_views.view_engine import ViewRecords, clean_records, render
+from ssl_views.view_engines import Engine, render
+from ssl_views.view_records import Rendering, ViewRecords, clean_records
 
 if TYPE_CHECKING:
     from ssl_views.configuration_ssl_views import SSLViewsConfig
 
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_CIFAR_MEAN = tuple(round(v / 255, 6) for v in (125.307, 122.961, 113.8575))
-_CIFAR_STD = tuple(round(v / 255, 6) for v in (51.5865, 50.847, 51.255))
-_COLOR = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "jitter_prob": 0.8}
+_SHARED = ("num_views", "num_channels", "image_size", "interpolation", "mean", "std", "per_view")
 
-# The first three: arXiv 2312.10725 and kumarkrishna/fastssl@96dfa37. Differs from source: the
-# authors' STL-10 and ImageNet training views are normalized with std := mean; here mean and std are
-# the data's.
-RECIPES: dict[str, dict[str, Any]] = {
-    "cifar": {
-        "image_size": 32,
-        "grayscale_prob": 0.2,
-        "mean": _CIFAR_MEAN,
-        "std": _CIFAR_STD,
-        **_COLOR,
-    },
-    "stl": {
-        "image_size": 64,
-        "crop_scale": (0.2, 1.0),
-        "grayscale_prob": 0.1,
-        **_COLOR,
-        **_IMAGENET,
-    },
-    "imagenet": {
-        "image_size": 224,
-        "hue": 0.1,
-        "grayscale_prob": 0.2,
-        "solarize_prob": 0.2,
-        **_COLOR,
-        **_IMAGENET,
-    },
-    "digits": {
-        "image_size": 32,
-        "num_channels": 1,
-        "crop_scale": (0.4, 1.0),
-        "flip_prob": 0.0,
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "jitter_prob": 0.8,
-        "mean": (0.3,),
-        "std": (0.3,),
-    },
-}
+
+class ViewGroup(NamedTuple):
+    """Views of one size: their numbers, their side in pixels, and that of their blur kernel."""
+
+    views: tuple[int, ...]
+    size: int
+    kernel_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +53,8 @@ class ViewRecipe:
         solarize_prob: probability of inverting pixels of at least 0.5.
         mean: per channel, of pixels in [0, 1], for normalize_channels.
         std: per channel.
+        relative_size: side of the view as a fraction of image_size, for small local crops.
+        per_view: numbers that differ between views; view v takes entry v modulo their count.
 
     Example:
         >>> recipe = ViewRecipe.named("cifar", num_views=2, crop_scale=(0.25, 1.0))
@@ -110,9 +82,11 @@ class ViewRecipe:
     solarize_prob: float = 0.0
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
+    relative_size: float = 1.0
+    per_view: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("crop_scale", "crop_ratio", "blur_sigma", "mean", "std"):
+        for name in ("crop_scale", "crop_ratio", "blur_sigma", "mean", "std", "per_view"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.num_views < 2:
             raise ValueError(
@@ -171,17 +145,52 @@ class ViewRecipe:
                 f"saturation, hue and grayscale_prob need 3 channels; got {self.num_channels}. "
                 "Set them to 0, or use ViewRecipe.named, which leaves them out."
             )
-        kernel = self.kernel_size
-        if self.blur_prob and (kernel % 2 == 0 or not 1 <= kernel <= 2 * self.image_size - 1):
+        if not 0 < self.relative_size <= 1:
             raise ValueError(
-                f"blur_kernel_size must be odd and below 2 * image_size = {2 * self.image_size}; "
-                f"got {kernel}. A tenth of image_size is usual."
+                f"relative_size must be in (0, 1]; got {self.relative_size}. 1 is image_size."
+            )
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        for numbers in self.per_view:
+            for name in numbers:
+                own = [field.name for field in fields(self) if field.name not in _SHARED]
+                if name not in own:
+                    raise ValueError(
+                        f"per_view may hold {own}; got {name!r}.{did_you_mean(name, own)} All "
+                        "views share the others."
+                    )
+        for _, size, kernel in self.groups:
+            if kernel % 2 == 0 or not 1 <= kernel <= 2 * size - 1:
+                raise ValueError(
+                    f"blur_kernel_size must be odd and below 2 * image_size = {2 * size}; got "
+                    f"{kernel}. A tenth of image_size is usual."
+                )
+        if len(self.groups) > 2:
+            raise ValueError(
+                "views may have two sizes, of global and local crops; got "
+                f"{[group.size for group in self.groups]}. Give equal relative_size."
             )
 
-    @property
-    def kernel_size(self) -> int:
-        """The blur kernel's side in pixels."""
-        return self.blur_kernel_size or self.image_size // 20 * 2 + 1
+    @cached_property
+    def of_views(self) -> tuple["ViewRecipe", ...]:
+        """The recipe of each of the V views, without `per_view`."""
+        if not self.per_view:
+            return (self,) * self.num_views
+        own = [replace(self, per_view=(), **numbers) for numbers in self.per_view]
+        return tuple(own[v % len(own)] for v in range(self.num_views))
+
+    @cached_property
+    def groups(self) -> tuple[ViewGroup, ...]:
+        """The views by size, largest first."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for view, own in enumerate(self.of_views):
+            size = max(1, round(own.image_size * own.relative_size))
+            kernel = own.blur_kernel_size or min(size // 20 * 2 + 1, 2 * size - 1)
+            groups.setdefault((size, kernel), []).append(view)
+        return tuple(
+            ViewGroup(tuple(views), *sizes) for sizes, views in sorted(groups.items(), reverse=True)
+        )
 
     @classmethod
     def named(cls, name: str, **overrides: Any) -> "ViewRecipe":
@@ -245,7 +254,7 @@ class ViewRecipe:
         *,
         epoch: int,
         seed: int = 0,
-        normalize: bool = True,
+        **options: Any,
     ) -> Tensor:
         """Draw and render all views of B images.
 
@@ -254,27 +263,90 @@ class ViewRecipe:
             indices: B image indices.
             epoch: pass over the data.
             seed: of the run.
-            normalize: normalize_channels with the recipe's mean and std; off for looking at views.
+            options: of `render`.
 
         Returns:
-            (B, V, C, S, S) float32.
+            (B, V, C, S, S).
         """
         heights, widths = [i.shape[1] for i in images], [i.shape[2] for i in images]
         records = self.draw(indices, heights, widths, epoch=epoch, seed=seed)
-        return self._render(images, records, normalize)
+        return self.render(images, records, **options)
 
-    def clean_view(self, images: Sequence[Tensor], normalize: bool = True) -> Tensor:
+    def render(
+        self, images: Sequence[Tensor] | PixelBatch, records: ViewRecords, **options: Any
+    ) -> Tensor:
+        """Render records of B images, drawn by this recipe, loaded, or written by hand.
+
+        Args:
+            images: B uint8 tensors (C, H, W), or a PixelBatch.
+            records: of B images and V views.
+            options: of `render_groups`.
+
+        Returns:
+            (B, V, C, S, S).
+        """
+        if len(self.groups) > 1:
+            raise ValueError(
+                "views of one tensor must have one size; this recipe's have "
+                f"{[group.size for group in self.groups]} pixels. Use render_groups."
+            )
+        return self.render_groups(images, records, **options)[0]
+
+    def render_groups(
+        self,
+        images: Sequence[Tensor] | PixelBatch,
+        records: ViewRecords,
+        *,
+        normalize: bool = True,
+        engine: Engine = "auto",
+        num_threads: int = 1,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        out: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Render the views of every size.
+
+        Args:
+            images: B uint8 tensors (C, H, W), or a PixelBatch.
+            records: of B images and V views.
+            normalize: normalize_channels with the recipe's mean and std; off for looking at views.
+            engine: "native" on the CPU, "torch" on the images' device, or "auto".
+            num_threads: of the native engine.
+            dtype: float32, bfloat16 or, without normalize, uint8.
+            channels_last: write the channels of a pixel side by side in memory.
+            out: memory to write to, one tensor per group.
+
+        Returns:
+            One tensor (B, V_g, C, S_g, S_g) per entry of `groups`.
+        """
+        results = []
+        for number, group in enumerate(self.groups):
+            rendering = Rendering(
+                group.size,
+                self.interpolation,
+                group.kernel_size,
+                self.mean if normalize else None,
+                self.std if normalize else None,
+                dtype,
+                channels_last,
+            )
+            part = records if len(self.groups) == 1 else records.views(group.views)
+            memory = None if out is None else out[number]
+            results.append(
+                render(images, part, rendering, engine=engine, num_threads=num_threads, out=memory)
+            )
+        return results
+
+    def clean_view(
+        self, images: Sequence[Tensor] | PixelBatch, normalize: bool = True, num_threads: int = 1
+    ) -> Tensor:
         """Return one view per image without augmentation: (B, C, S, S) float32."""
-        sizes = np.array([image.shape[1:] for image in images])
-        return self._render(images, clean_records(sizes[:, 0], sizes[:, 1]), normalize)[:, 0]
-
-    def _render(self, images: Sequence[Tensor], records: ViewRecords, normalize: bool) -> Tensor:
-        return render(
-            images,
-            records,
+        pixels = images if isinstance(images, PixelBatch) else PixelBatch.of(images)
+        rendering = Rendering(
             self.image_size,
-            interpolation=self.interpolation,
-            blur_kernel_size=self.kernel_size,
+            self.interpolation,
             mean=self.mean if normalize else None,
             std=self.std if normalize else None,
         )
+        records = clean_records(pixels.heights, pixels.widths)
+        return render(pixels, records, rendering, num_threads=num_threads)[:, 0]

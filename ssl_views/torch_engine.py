@@ -1,14 +1,7 @@
-"""Records of views, and the torch engine that renders them.
-
-A record says everything about a view; rendering is a pure function of (pixels, record). The meaning
-of each operation is that of `torchvision.transforms.v2.functional` on float tensors in [0, 1], with
-antialias.
-"""
+"""The torch engine: renders batches of views with tensor operations, on any device."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,106 +9,74 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-_LUMA = (0.2989, 0.587, 0.114)
+from ssl_views.view_records import (
+    BRIGHTNESS,
+    CONTRAST,
+    HUE,
+    LUMA,
+    SATURATION,
+    Rendering,
+    ViewRecords,
+    check_records,
+)
+
 _CACHE_BYTES = 2**20  # views are rendered in chunks that stay in a CPU cache
 
 
-@dataclass
-class ViewRecords:
-    """What was drawn for B images of V views each, as arrays with leading shape (B, V).
-
-    Attributes:
-        box: (B, V, 4) int64, crop in source pixels: top, left, height, width.
-        flip: bool, horizontal flip after the crop.
-        order: (B, V, 4) int64, the colour operations in the order applied (0 brightness, 1
-            contrast, 2 saturation, 3 hue; -1 none).
-        factor: (B, V, 4) float64, factor of brightness, contrast, saturation (1 changes nothing)
-            and hue (turns of the colour circle, 0 changes nothing).
-        grayscale: bool, grey in every channel.
-        blur_sigma: float64, standard deviation of the blur in output pixels; 0 for none.
-        solarize: bool, invert pixels of at least 0.5.
-    """
-
-    box: NDArray[np.int64]
-    flip: NDArray[np.bool_]
-    order: NDArray[np.int64]
-    factor: NDArray[np.float64]
-    grayscale: NDArray[np.bool_]
-    blur_sigma: NDArray[np.float64]
-    solarize: NDArray[np.bool_]
-
-    def rows(self, images: Sequence[int]) -> "ViewRecords":
-        """Return the records of some of the images."""
-        picked = np.asarray(images)
-        return ViewRecords(*(getattr(self, field.name)[picked] for field in fields(self)))
-
-
-def clean_records(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> ViewRecords:
-    """Return one unchanged view per image: the largest centred square (V = 1)."""
-    count, side = len(heights), np.minimum(heights, widths)
-    box = np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=-1)
-    no, shape = np.zeros((count, 1), dtype=np.bool_), (count, 1, 4)
-    order, factor = np.full(shape, -1, dtype=np.int64), np.ones(shape)
-    return ViewRecords(box[:, None], no, order, factor, no, np.zeros((count, 1)), no)
-
-
-def render(
-    images: Sequence[Tensor],
-    records: ViewRecords,
-    size: int,
-    *,
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
-    blur_kernel_size: int = 1,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Tensor:
+def render_torch(images: Sequence[Tensor], records: ViewRecords, rendering: Rendering) -> Tensor:
     """Render every view of every image.
 
     Args:
-        images: B uint8 tensors (C, H, W); sizes may differ, C may not. Equal sizes in one batch are
-            fastest.
+        images: B uint8 tensors (C, H, W) on one device; sizes may differ, C may not. Equal sizes in
+            one batch are fastest.
         records: of the same B images.
-        size: side S of a view, in pixels.
-        interpolation: of the crop-resize, always antialiased.
-        blur_kernel_size: odd number of pixels of the blur kernel.
-        mean: per channel, in [0, 1]; with `std`, normalize_channels at the end.
-        std: per channel.
+        rendering: what the views share.
 
     Returns:
-        (B, V, C, S, S) float32 on the images' device; in [0, 1] unless normalized.
+        (B, V, C, S, S) on the images' device; in [0, 1] (or 0 to 255) unless normalized.
+
+    Raises:
+        ValueError: on records that do not fit the images.
 
     Source:
-        torchvision 0.20 `transforms.v2.functional`: resized_crop(antialias=True), horizontal_flip,
-        adjust_*, rgb_to_grayscale, gaussian_blur, solarize, normalize, in this order.
-
-    Differs from source:
-        Bicubic results are clamped to [0, 1] at once; torchvision does so for uint8 only. Contrast
-        of images that do not have 3 channels pivots on the mean of all channels.
+        As the native engine, see `native.render_native`; also where it differs.
     """
+    sizes = np.array([image.shape[1:] for image in images])
+    check_records(records, sizes[:, 0], sizes[:, 1], images[0].shape[0], rendering)
+    device_type, size = images[0].device.type, rendering.size
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):
         groups.setdefault(tuple(image.shape), []).append(i)
     num_views, channels = records.flip.shape[1], images[0].shape[0]
-    views = torch.empty(
-        (len(images), num_views, channels, size, size), device=images[0].device, dtype=torch.float32
-    )
-    for shape, group in groups.items():
-        floats = max(views[0].numel(), math.prod(shape))
-        at_once = max(1, _CACHE_BYTES // (4 * floats)) if views.device.type == "cpu" else len(group)
-        for start in range(0, len(group), at_once):
-            members = group[start : start + at_once]
-            chunk, part = torch.stack([images[i] for i in members]), records.rows(members)
-            flat = _crop_resize(chunk, part, size, interpolation).flatten(0, 1)
-            _color(flat, part)
-            _each(flat, part.grayscale, lambda x, rows: _gray(x).expand_as(x))
-            _blur(flat, part.blur_sigma, blur_kernel_size)
-            _each(flat, part.solarize, lambda x, rows: torch.where(x >= 0.5, 1 - x, x))
-            if mean is not None and std is not None:
-                flat.sub_(torch.tensor(mean, device=flat.device).view(-1, 1, 1))
-                flat.div_(torch.tensor(std, device=flat.device).view(-1, 1, 1))
-            views[members] = flat.unflatten(0, (len(members), num_views))
+    shape = (len(images), num_views, channels, size, size)
+    views = torch.empty(shape, device=images[0].device, dtype=rendering.dtype)
+    with torch.autocast(device_type, enabled=False):
+        for image_shape, group in groups.items():
+            floats = num_views * max(channels * size * size, math.prod(image_shape))
+            at_once = len(group)
+            if device_type == "cpu":
+                at_once = max(1, _CACHE_BYTES // (4 * floats))
+            for start in range(0, len(group), at_once):
+                members = group[start : start + at_once]
+                chunk = torch.stack([images[i] for i in members])
+                views[members] = _render_equal_sizes(chunk, records.images(members), rendering)
+    if rendering.channels_last:
+        return views.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     return views
+
+
+def _render_equal_sizes(images: Tensor, records: ViewRecords, rendering: Rendering) -> Tensor:
+    flat = _crop_resize(images, records, rendering.size, rendering.interpolation).flatten(0, 1)
+    _color(flat, records)
+    _each(flat, records.grayscale, lambda x, rows: _gray(x).expand_as(x))
+    _blur(flat, records.blur_sigma, rendering.blur_kernel_size)
+    _each(flat, records.solarize, lambda x, rows: torch.where(x >= 0.5, 1 - x, x))
+    if rendering.dtype == torch.uint8:
+        flat = (flat * 255 + 0.5).clamp_(0, 255)
+    elif rendering.mean is not None and rendering.std is not None:
+        flat.sub_(torch.tensor(rendering.mean, device=flat.device).view(-1, 1, 1))
+        flat.div_(torch.tensor(rendering.std, device=flat.device).view(-1, 1, 1))
+    return flat.to(rendering.dtype).unflatten(0, (len(images), -1))
 
 
 def _each(
@@ -166,7 +127,7 @@ def _gray(views: Tensor) -> Tensor:
     """Luma of RGB, or the mean of another number of channels: (N, C, S, S) -> (N, 1, S, S)."""
     if views.shape[1] != 3:
         return views.mean(dim=1, keepdim=True)
-    luma = torch.tensor(_LUMA, device=views.device).view(3, 1, 1)
+    luma = torch.tensor(LUMA, device=views.device).view(3, 1, 1)
     return (views * luma).sum(dim=1, keepdim=True)
 
 
@@ -211,7 +172,7 @@ def _shift_hue(views: Tensor, turns: Tensor) -> Tensor:
     return (value[:, None] * (1 - saturation[:, None] * ramp)).clamp_(0, 1)
 
 
-def _blur(views: Tensor, sigmas: NDArray[np.float64], kernel_size: int) -> None:
+def _blur(views: Tensor, sigmas: NDArray[np.float32], kernel_size: int) -> None:
     """Blur each view with its own sigma, reflecting at the border, in place."""
     sigma = torch.from_numpy(sigmas.reshape(-1)).float().to(views.device)
     half = kernel_size // 2

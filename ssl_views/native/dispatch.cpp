@@ -1,0 +1,100 @@
+// The C interface: the choice of instruction set, and threads.
+#include <stdlib.h>
+
+#include <atomic>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "views.h"
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+#define FOR_EACH_ISA(DO) SSL_VIEWS_ISAS(DO)  // the build defines it, e.g. DO(sse2) DO(avx2)
+#define DECLARE(isa)                                                        \
+  extern "C" size_t ssl_views_scratch_##isa(const SslViewsBatch*, int64_t); \
+  extern "C" void ssl_views_render_##isa(const SslViewsBatch*, int64_t, char*);
+FOR_EACH_ISA(DECLARE)
+
+namespace {
+
+struct Engine {
+  const char* name;
+  size_t (*scratch)(const SslViewsBatch*, int64_t);
+  void (*render)(const SslViewsBatch*, int64_t, char*);
+};
+
+// From the plainest to the widest.
+#define ENTRY(isa) {#isa, ssl_views_scratch_##isa, ssl_views_render_##isa},
+const Engine ENGINES[] = {FOR_EACH_ISA(ENTRY)};
+const int NUM_ENGINES = sizeof(ENGINES) / sizeof(ENGINES[0]);
+
+int num_usable() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
+  if (NUM_ENGINES < 3 || !__builtin_cpu_supports("avx512f") ||
+      !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
+      !__builtin_cpu_supports("avx512vl"))
+    return 2;
+#endif
+  return NUM_ENGINES;
+}
+
+// Memory that a thread keeps for its next view, aligned to a cache line.
+struct Memory {
+  char* start = nullptr;
+  size_t size = 0;
+  ~Memory() { free(start); }
+  char* of(size_t needed) {
+    if (needed > size) {
+      free(start);
+      size = needed + needed / 4 + 64;
+      start = (char*)malloc(size);
+      if (start == nullptr) {
+        size = 0;
+        return nullptr;
+      }
+    }
+    return start + (64 - (uintptr_t)start % 64) % 64;
+  }
+};
+thread_local Memory memory;
+
+}  // namespace
+
+EXPORT int ssl_views_interface() { return SSL_VIEWS_INTERFACE; }
+EXPORT int ssl_views_num_usable() { return num_usable(); }
+EXPORT const char* ssl_views_isa(int number) { return ENGINES[number].name; }
+
+// Renders all views of a batch. Returns 0, or 1 if there was not enough memory.
+EXPORT int ssl_views_render(const SslViewsBatch* batch, int isa, int num_threads) {
+  const Engine& engine = ENGINES[isa];
+  const int64_t num_views = batch->num_images * batch->num_views;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  auto work = [&] {
+    for (int64_t view; (view = next++) < num_views && !failed;) {
+      char* scratch = memory.of(engine.scratch(batch, view) + 64);
+      if (scratch == nullptr)
+        failed = true;
+      else
+        engine.render(batch, view, scratch);
+    }
+  };
+  std::vector<std::thread> threads;
+  try {
+    threads.reserve(num_threads > 1 ? num_threads - 1 : 0);
+    for (int i = 1; i < num_threads && i < num_views; i++) threads.emplace_back(work);
+  } catch (const std::system_error&) {  // no more threads: those that started do the work
+  } catch (const std::bad_alloc&) {
+  }
+  work();
+  for (std::thread& thread : threads) thread.join();
+  return failed;
+}

@@ -1,0 +1,73 @@
+"""Decoded images of a batch, wherever they lie in memory."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """B decoded images of uint8 pixels, (H, W, C) in memory row by row; sizes may differ.
+
+    Attributes:
+        address: (B,) int64, of the first pixel of every image.
+        heights: (B,) int64.
+        widths: (B,) int64.
+        num_channels: C.
+        owner: what keeps the memory alive.
+    """
+
+    address: NDArray[np.int64]
+    heights: NDArray[np.int64]
+    widths: NDArray[np.int64]
+    num_channels: int
+    owner: Any
+
+    @classmethod
+    def of(cls, images: Sequence[Tensor]) -> "PixelBatch":
+        """Take B uint8 tensors (C, H, W) on the CPU; those with channels last are not copied."""
+        if not images:
+            raise ValueError("there must be at least one image; got none. Leave out empty batches.")
+        owner, rows = [], []
+        for i, image in enumerate(images):
+            if image.ndim != 3 or image.dtype != torch.uint8 or 0 in image.shape:
+                raise ValueError(
+                    "an image must be uint8 of shape (C, H, W), at least one pixel; got "
+                    f"{image.dtype} {tuple(image.shape)} at place {i}. Convert it first."
+                )
+            if image.shape[0] != images[0].shape[0]:
+                raise ValueError(
+                    "all images of a batch must have the same number of channels; got "
+                    f"{images[0].shape[0]} and {image.shape[0]} at place {i}. Convert them first."
+                )
+            if image.device.type != "cpu":
+                raise ValueError(
+                    f"the images must be on the CPU; got {image.device} at place {i}. Use "
+                    "engine='torch' for views on a device."
+                )
+            pixels = image.permute(1, 2, 0).contiguous()
+            owner.append(pixels)
+            rows.append((pixels.data_ptr(), *pixels.shape[:2]))
+        address, heights, widths = np.array(rows, dtype=np.int64).T
+        return cls(address, heights, widths, images[0].shape[0], owner)
+
+    def __len__(self) -> int:
+        """Return B."""
+        return len(self.address)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the images as tensors (C, H, W) that share the memory."""
+        images = []
+        for address, height, width in zip(self.address, self.heights, self.widths, strict=True):
+            count = int(height) * int(width) * self.num_channels
+            memory = (ctypes.c_uint8 * count).from_address(int(address))
+            memory.owner = self.owner
+            flat = torch.frombuffer(memory, dtype=torch.uint8)
+            images.append(flat.view(int(height), int(width), -1).permute(2, 0, 1))
+        return images
