@@ -114,16 +114,14 @@ def render_native(
     channels, size = images.num_channels, rendering.size
     shape = (num_images, num_views, channels, size, size)
     views = _empty(shape, rendering) if out is None else _checked(out, shape, rendering)
-    no_norm = (0.0,) * channels, (1.0,) * channels
-    mean, std = (rendering.mean, rendering.std) if rendering.mean else no_norm
-    scale = 1 / np.asarray(std, dtype=np.float64)
+    scale, shift = _affine(rendering, channels)
     keep = {
         "pixels": images.address,
         "heights": images.heights,
         "widths": images.widths,
         **vars(records),
-        "scale": scale.astype(np.float32),
-        "shift": (-np.asarray(mean) * scale).astype(np.float32),
+        "scale": scale,
+        "shift": shift,
     }
     batch = _Batch(
         num_images=num_images,
@@ -141,6 +139,17 @@ def render_native(
     if library.ssl_views_render(batch, isa, num_threads):
         raise MemoryError("not enough memory to render views. Use smaller batches or crops.")
     return views
+
+
+def _affine(rendering: Rendering, channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what a pixel in [0, 1] is multiplied by at last, and what is added, per channel."""
+    scale, shift = np.ones(channels), np.zeros(channels)
+    if rendering.dtype == torch.uint8:
+        scale, shift = scale * 255, shift + 0.5  # the engine rounds down
+    elif rendering.mean is not None and rendering.std is not None:
+        scale = scale / np.asarray(rendering.std)
+        shift = -np.asarray(rendering.mean) * scale
+    return scale.astype(np.float32), shift.astype(np.float32)
 
 
 def _contiguous(arrays: dict[str, NDArray[Any]], name: str) -> int:

@@ -86,6 +86,9 @@ EXPORT int ssl_views_render(const SslViewsBatch* batch, int isa, int num_threads
       else
         engine.render(batch, view, scratch);
     }
+#if defined(__x86_64__)
+    __builtin_ia32_sfence();  // what was written around the caches is there for every thread
+#endif
   };
   std::vector<std::thread> threads;
   try {

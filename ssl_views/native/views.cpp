@@ -9,16 +9,26 @@
 // Crop-resize and blur are both a separable linear map, applied to four rows at a time:
 //   down:   every output row is a weighted sum of source rows. The four results are stored
 //           interleaved, so that a pixel's four rows lie side by side.
-//   across: a vector holds LANES / 4 output columns of four rows. Each source column is broadcast
-//           as a block of four rows and multiplied by its weights for these columns.
+//   across: a vector holds LANES / 4 output columns of four rows. The four rows of each source
+//           column are repeated over a vector and multiplied by its weights for these columns.
 #include "views.h"
 
 #include <math.h>
 #include <string.h>
 
 #include <utility>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 namespace {
+
+// Loops over a few vectors, which must be unrolled early to live in registers.
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
@@ -27,8 +37,11 @@ typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
 typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
 
 const int ROWS = 4;                // rows in flight
+const int BLOCK = 4;                // vectors side by side in `down`
+const int BLUR_BLOCK = 4;           // vectors side by side in `down_blur`
 const int COLUMNS = LANES / ROWS;  // output columns of a vector in `across`
-const float BLUR_CUTOFF = 1e-7f;   // weights of the blur below this are left out
+const size_t LARGE_BATCH = 8 << 20; // bytes
+const float BLUR_CUTOFF = 5e-7f;   // weights of the blur below this are left out
 
 template <class T> inline T load(const void* from) {
   T value;
@@ -39,25 +52,57 @@ template <class T> inline void store(void* to, T value) { memcpy(to, &value, siz
 inline Vec all(float x) { return x - Vec{}; }
 inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec magnitude(Vec a) { return (Vec)((IntVec)a & 0x7fffffff); }
 inline Vec clamp(Vec a) { return smaller(larger(a, Vec{}), all(1)); }
 inline int lesser(int a, int b) { return a < b ? a : b; }
 inline int greater(int a, int b) { return a > b ? a : b; }
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// What compilers do not find by themselves, and its plain meaning. The build turns contraction off,
+// so that a product and a sum are fused here only, and weights are computed as torch computes them.
+#if defined(__AVX512F__)
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+inline Vec from_bytes(const uint8_t* from) {
+  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from)));
+}
+inline void to_bytes(char* to, IntVec v) {
+  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
+}
+inline void to_halves(char* to, UintVec v) {
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16((__m512i)v));
+}
+inline void stream(char* to, Vec v) { _mm512_stream_ps((float*)to, (__m512)v); }
+inline Vec repeat4(const float* from) { return (Vec)_mm512_broadcast_f32x4(_mm_loadu_ps(from)); }
+#else
+inline void to_bytes(char* to, IntVec v) { store(to, __builtin_convertvector(v, ByteVec)); }
+inline void to_halves(char* to, UintVec v) { store(to, __builtin_convertvector(v, HalfVec)); }
+#if defined(__AVX2__)
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+inline Vec from_bytes(const uint8_t* from) {
+  return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+}
+inline void stream(char* to, Vec v) { _mm256_stream_ps((float*)to, (__m256)v); }
+inline Vec repeat4(const float* from) { return (Vec)_mm256_broadcast_ps((const __m128*)from); }
+#else
+inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+#if defined(__SSE2__)
+inline Vec from_bytes(const uint8_t* from) {
+  const __m128i zero = _mm_setzero_si128(), bytes = _mm_cvtsi32_si128(load<int32_t>(from));
+  return (Vec)_mm_cvtepi32_ps(_mm_unpacklo_epi16(_mm_unpacklo_epi8(bytes, zero), zero));
+}
+#else
 inline Vec from_bytes(const uint8_t* from) {
   return __builtin_convertvector(__builtin_convertvector(load<ByteVec>(from), IntVec), Vec);
 }
-
-// Four floats, repeated over a vector.
-inline Vec repeat4(const float* from) {
-#if defined(__AVX512F__)
-  typedef float Quad __attribute__((vector_size(16)));
-  return (Vec)__builtin_ia32_broadcastf32x4_512(load<Quad>(from), Vec{}, (uint16_t)-1);
-#else
-  Vec v;
-  for (int i = 0; i < LANES; i += 4) memcpy((char*)&v + 4 * i, from, 16);
-  return v;
 #endif
-}
+inline void stream(char* to, Vec v) { store(to, v); }
+inline Vec repeat4(const float* from) { return load<Vec>(from); }  // LANES is 4
+#endif
+#endif
 
 // ---------------------------------------------------------------------------------------- shuffles
 // Lanes of two vectors a, b are numbered 0 to 2 LANES - 1.
@@ -69,15 +114,11 @@ template <class F> constexpr Lanes lanes_of(F f) {
   for (int i = 0; i < LANES; i++) result.lane[i] = f(i);
   return result;
 }
-// Alternately n lanes of a and of b, from the first half of both or from the second.
+// In every block of four lanes: alternately n lanes of a and of b, from the first half or the second.
 constexpr Lanes zip(int n, bool second) {
   return lanes_of([=](int i) {
-    return i / n % 2 * LANES + i / (2 * n) * n + i % n + (second ? LANES / 2 : 0);
+    return i / n % 2 * LANES + i / 4 * 4 + (second ? 2 : 0) + i % 4 / (2 * n) * n + i % n;
   });
-}
-// Of every 2 n lanes of a and b in a row, the first n or the last n.
-constexpr Lanes unzip(int n, bool last) {
-  return lanes_of([=](int i) { return i / n * 2 * n + i % n + (last ? n : 0); });
 }
 #if defined(__clang__)
 template <const Lanes& L, int... I>
@@ -94,25 +135,32 @@ template <const Lanes& L> inline Vec shuffle(Vec a, Vec b) {
 #endif
 constexpr Lanes ZIP1A = zip(1, false), ZIP1B = zip(1, true);
 constexpr Lanes ZIP2A = zip(2, false), ZIP2B = zip(2, true);
-constexpr Lanes UNZIP1A = unzip(1, false), UNZIP1B = unzip(1, true);
-constexpr Lanes UNZIP2A = unzip(2, false), UNZIP2B = unzip(2, true);
 
-// Four rows of LANES columns -> LANES columns of four rows each.
-inline void interleave(const Vec* row, float* to) {
-  Vec a = shuffle<ZIP1A>(row[0], row[1]), b = shuffle<ZIP1B>(row[0], row[1]);
-  Vec c = shuffle<ZIP1A>(row[2], row[3]), d = shuffle<ZIP1B>(row[2], row[3]);
-  store(to, shuffle<ZIP2A>(a, c));
-  store(to + LANES, shuffle<ZIP2B>(a, c));
-  store(to + 2 * LANES, shuffle<ZIP2A>(b, d));
-  store(to + 3 * LANES, shuffle<ZIP2B>(b, d));
+// Transposes every block of four lanes of four vectors; its own inverse.
+inline void transpose(Vec* v) {
+#if defined(__AVX512F__)  // the same shuffles, which GCC does not find
+  const __m512 a = _mm512_unpacklo_ps((__m512)v[0], (__m512)v[1]);
+  const __m512 b = _mm512_unpackhi_ps((__m512)v[0], (__m512)v[1]);
+  const __m512 c = _mm512_unpacklo_ps((__m512)v[2], (__m512)v[3]);
+  const __m512 d = _mm512_unpackhi_ps((__m512)v[2], (__m512)v[3]);
+  v[0] = (Vec)_mm512_unpacklo_pd((__m512d)a, (__m512d)c);
+  v[1] = (Vec)_mm512_unpackhi_pd((__m512d)a, (__m512d)c);
+  v[2] = (Vec)_mm512_unpacklo_pd((__m512d)b, (__m512d)d);
+  v[3] = (Vec)_mm512_unpackhi_pd((__m512d)b, (__m512d)d);
+#else
+  const Vec a = shuffle<ZIP1A>(v[0], v[1]), b = shuffle<ZIP1B>(v[0], v[1]);
+  const Vec c = shuffle<ZIP1A>(v[2], v[3]), d = shuffle<ZIP1B>(v[2], v[3]);
+  v[0] = shuffle<ZIP2A>(a, c), v[1] = shuffle<ZIP2B>(a, c);
+  v[2] = shuffle<ZIP2A>(b, d), v[3] = shuffle<ZIP2B>(b, d);
+#endif
 }
-// The inverse, in registers.
-inline void deinterleave(Vec* v) {
-  Vec a = shuffle<UNZIP2A>(v[0], v[1]), c = shuffle<UNZIP2B>(v[0], v[1]);
-  Vec b = shuffle<UNZIP2A>(v[2], v[3]), d = shuffle<UNZIP2B>(v[2], v[3]);
-  v[0] = shuffle<UNZIP1A>(a, b), v[1] = shuffle<UNZIP1B>(a, b);
-  v[2] = shuffle<UNZIP1A>(c, d), v[3] = shuffle<UNZIP1B>(c, d);
-}
+
+// Rows of floats are kept in an order in which `transpose` turns four rows of LANES columns into
+// LANES columns of four rows each, the columns in their natural order, and back: lane i of block b
+// holds column COLUMNS * i + b. Only what reads and writes pixels reorders.
+constexpr int place_of(int column) { return column % COLUMNS * 4 + column / COLUMNS; }
+constexpr Lanes REORDER = lanes_of([](int i) { return COLUMNS * (i % 4) + i / 4; });
+constexpr Lanes NATURAL = lanes_of([](int i) { return place_of(i); });
 
 // ----------------------------------------------------------------------------------------- weights
 // For every output position: the first source position, how many, and their weights.
@@ -129,7 +177,7 @@ int most_taps(int length, int size, bool bicubic) {
 }
 
 inline Vec kernel(Vec x, bool bicubic) {
-  x = larger(x, -x);
+  x = magnitude(x);
   if (!bicubic) return larger(1 - x, Vec{});
   const float a = -0.5f;  // Keys; as every antialiased resize
   const Vec near = ((a + 2) * x - (a + 3)) * x * x + 1;
@@ -171,33 +219,44 @@ void resize_taps(Taps& taps, int length, int size, bool bicubic, float gain) {
   }
 }
 
-// The weights of `across`: per vector of output columns, the source columns that matter.
+// The weights of `across`. A block of LANES output columns has ROWS parts of COLUMNS each; every
+// part looks at `count` source columns from its own first one on.
 struct Bands {
-  int* first;      // (S / COLUMNS,)
-  int* count;      // (S / COLUMNS,)
-  float** weight;  // (S / COLUMNS,) of (count, LANES)
+  int* first;      // (blocks, ROWS)
+  int* count;      // (blocks,)
+  float** weight;  // (blocks,) of (count, ROWS, LANES)
 };
 
-void resize_bands(Bands& bands, float* weight, const Taps& taps, int size, bool flip) {
+// Where output column x of a block puts its weight for the k-th source column of its part.
+inline float* place(float* weight, int x, int k) {
+  return weight + ((size_t)k * ROWS + x / COLUMNS) * LANES + x % COLUMNS * ROWS;
+}
+
+void resize_bands(Bands& bands, float* weight, const Taps& taps, int length, int size, bool flip) {
   const int padded = (int)round_up(size, LANES);
-  for (int start = 0, band = 0; start < padded; start += COLUMNS, band++) {
-    int first = 0, end = 0;
-    if (start < size) {
-      const int stop = lesser(start + COLUMNS, size);
-      const int low = flip ? size - stop : start, high = flip ? size - 1 - start : stop - 1;
-      first = taps.first[low], end = taps.first[high] + taps.count[high];
-      memset(weight, 0, (size_t)(end - first) * LANES * sizeof(float));
-      for (int x = start; x < stop; x++) {
-        const int from = flip ? size - 1 - x : x;
-        float* to = weight + (size_t)(taps.first[from] - first) * LANES + (x - start) * ROWS;
-        for (int k = 0; k < taps.count[from]; k++, to += LANES) {
-          const float w = taps.weight[(size_t)k * padded + from];
-          for (int r = 0; r < ROWS; r++) to[r] = w;
-        }
+  for (int start = 0, block = 0; start < size; start += LANES, block++) {
+    int* first = bands.first + block * ROWS;
+    int most = 0;
+    for (int part = 0; part < ROWS; part++) {
+      const int low = start + part * COLUMNS, high = lesser(low + COLUMNS, size) - 1;
+      first[part] = 0;
+      if (high < low) continue;
+      first[part] = taps.first[flip ? size - 1 - high : low];
+      const int last = flip ? size - 1 - low : high;
+      most = greater(most, taps.first[last] + taps.count[last] - first[part]);
+    }
+    for (int part = 0; part < ROWS; part++) first[part] = lesser(first[part], length - most);
+    memset(weight, 0, (size_t)most * ROWS * LANES * sizeof(float));
+    for (int x = 0; x < LANES && start + x < size; x++) {
+      const int from = flip ? size - 1 - start - x : start + x;
+      const int skip = taps.first[from] - first[x / COLUMNS];
+      for (int k = 0; k < taps.count[from]; k++) {
+        const float w = taps.weight[(size_t)k * padded + from];
+        for (int r = 0; r < ROWS; r++) place(weight, x, skip + k)[r] = w;
       }
     }
-    bands.first[band] = first, bands.count[band] = end - first, bands.weight[band] = weight;
-    weight += (size_t)(end - first) * LANES;
+    bands.count[block] = most, bands.weight[block] = weight;
+    weight += (size_t)most * ROWS * LANES;
   }
 }
 
@@ -208,107 +267,139 @@ inline int reflect(int i, int size) {
 
 // A blur of radius R that reflects at the borders; `kernel` points at its centre.
 void blur_bands(Bands& bands, float* weight, const float* kernel, int radius, int size) {
-  const int padded = (int)round_up(size, LANES);
-  float* interior = nullptr;
-  for (int start = 0, band = 0; start < padded; start += COLUMNS, band++) {
-    const int stop = lesser(start + COLUMNS, size);
-    const bool inside = start >= radius && start + COLUMNS + radius <= size;
-    const int first = start < size ? greater(start - radius, 0) : 0;
-    const int end = start < size ? lesser(stop + radius, size) : 0;
-    bands.first[band] = first, bands.count[band] = end - first;
-    bands.weight[band] = inside && interior ? interior : weight;
+  float* interior = nullptr;  // blocks that touch no border share their weights
+  const int count = lesser(COLUMNS + 2 * radius, size);
+  for (int start = 0, block = 0; start < size; start += LANES, block++) {
+    const bool inside = start >= radius && start + LANES + radius <= size;
+    int* first = bands.first + block * ROWS;
+    for (int part = 0; part < ROWS; part++)
+      first[part] = lesser(greater(start + part * COLUMNS - radius, 0), size - count);
+    bands.count[block] = count;
+    bands.weight[block] = inside && interior ? interior : weight;
     if (inside && interior) continue;
     if (inside) interior = weight;
-    memset(weight, 0, (size_t)(end - first) * LANES * sizeof(float));
-    for (int x = start; x < stop; x++)
+    memset(weight, 0, (size_t)count * ROWS * LANES * sizeof(float));
+    for (int x = 0; x < LANES && start + x < size; x++)
       for (int k = -radius; k <= radius; k++) {
-        float* to = weight + (size_t)(reflect(x + k, size) - first) * LANES + (x - start) * ROWS;
+        const int column = reflect(start + x + k, size);
+        float* to = place(weight, x, column - first[x / COLUMNS]);
         for (int r = 0; r < ROWS; r++) to[r] += kernel[k];
       }
-    weight += (size_t)(end - first) * LANES;
+    weight += (size_t)count * ROWS * LANES;
   }
 }
 
 // ------------------------------------------------------------------------------- down and across
+// Four output rows, BLOCK vectors of bytes wide.
+template <int BLOCK>
+inline void down_block(const uint8_t* pixels, size_t stride, const Taps& taps, int padded,
+                       const int* rows, float* to) {
+  Vec sum[BLOCK][ROWS];
+  for (int r = 0; r < ROWS; r++) {
+    const int y = rows[r];
+    const uint8_t* from = pixels + taps.first[y] * stride;
+    const float* weight = taps.weight + y;
+    Vec s[BLOCK] = {};
+    for (int k = 0; k < taps.count[y]; k++, from += stride, weight += padded) {
+      const Vec w = all(*weight);
+      UNROLL for (int b = 0; b < BLOCK; b++) s[b] = fma(from_bytes(from + b * LANES), w, s[b]);
+    }
+    UNROLL for (int b = 0; b < BLOCK; b++) sum[b][r] = shuffle<REORDER>(s[b], s[b]);
+  }
+  UNROLL for (int b = 0; b < BLOCK; b++) {
+    transpose(sum[b]);
+    UNROLL for (int i = 0; i < ROWS; i++) store(to + (b * ROWS + i) * LANES, sum[b][i]);
+  }
+}
+
 // Four output rows from bytes: `to` gets (columns, ROWS).
 void down_bytes(const uint8_t* pixels, size_t stride, int columns, const Taps& taps, int padded,
                 const int* rows, float* to) {
-  for (int x = 0; x < columns; x += LANES) {
-    if (x + LANES > columns && columns < LANES) {
-      for (; x < columns; x++)
-        for (int r = 0; r < ROWS; r++) {
-          const int y = rows[r];
-          float sum = 0;
-          for (int k = 0; k < taps.count[y]; k++)
-            sum += pixels[(taps.first[y] + k) * stride + x] * taps.weight[(size_t)k * padded + y];
-          to[x * ROWS + r] = sum;
-        }
-      return;
-    }
-    if (x + LANES > columns) x = columns - LANES;  // the last vector overlaps the one before
-    Vec sum[ROWS];
+  int x = 0;
+  for (; x + BLOCK * LANES <= columns; x += BLOCK * LANES)
+    down_block<BLOCK>(pixels + x, stride, taps, padded, rows, to + (size_t)x * ROWS);
+  for (; x + LANES <= columns; x += LANES)
+    down_block<1>(pixels + x, stride, taps, padded, rows, to + (size_t)x * ROWS);
+  if (x < columns && columns >= LANES) {  // a last vector that overlaps the one before
+    x = columns - LANES;
+    down_block<1>(pixels + x, stride, taps, padded, rows, to + (size_t)x * ROWS);
+    return;
+  }
+  for (; x < columns; x++)
     for (int r = 0; r < ROWS; r++) {
       const int y = rows[r];
-      const uint8_t* from = pixels + taps.first[y] * stride + x;
-      const float* weight = taps.weight + y;
-      Vec s = {};
-      for (int k = 0; k < taps.count[y]; k++, from += stride, weight += padded)
-        s += from_bytes(from) * *weight;
-      sum[r] = s;
+      float sum = 0;
+      for (int k = 0; k < taps.count[y]; k++)
+        sum += pixels[(taps.first[y] + k) * stride + x] * taps.weight[(size_t)k * padded + y];
+      to[x * ROWS + r] = sum;
     }
-    interleave(sum, to + (size_t)x * ROWS);
-  }
 }
 
 // One block of LANES output columns and ROWS rows, of CHANNELS channels.
 template <int CHANNELS>
 inline void across_block(const float* from, int pixel_stride, int channel_stride,
-                         const Bands& bands, int band, float* to, size_t plane, int row_stride,
+                         const Bands& bands, int block, float* to, size_t plane, int row_stride,
                          bool clamped) {
-  Vec sums[CHANNELS][ROWS];
-  for (int part = 0; part < ROWS; part++, band++) {  // LANES = ROWS * COLUMNS
-    Vec sum[CHANNELS] = {};
-    const float* at = from + (size_t)bands.first[band] * pixel_stride;
-    const float* weight = bands.weight[band];
-    for (int k = 0; k < bands.count[band]; k++, at += pixel_stride, weight += LANES) {
-      const Vec w = load<Vec>(weight);
-      for (int c = 0; c < CHANNELS; c++) sum[c] += w * repeat4(at + c * channel_stride);
+  Vec sum[CHANNELS][ROWS] = {};
+  const float* at[ROWS];
+  for (int part = 0; part < ROWS; part++)
+    at[part] = from + (size_t)bands.first[block * ROWS + part] * pixel_stride;
+  const float* weight = bands.weight[block];
+  for (int k = bands.count[block]; k > 0; k--) {
+    UNROLL for (int part = 0; part < ROWS; part++) {
+      const Vec w = load<Vec>(weight + part * LANES);
+      UNROLL for (int c = 0; c < CHANNELS; c++)
+        sum[c][part] = fma(w, repeat4(at[part] + c * channel_stride), sum[c][part]);
+      at[part] += pixel_stride;
     }
-    for (int c = 0; c < CHANNELS; c++) sums[c][part] = sum[c];
+    weight += ROWS * LANES;
   }
-  for (int c = 0; c < CHANNELS; c++) {
-    deinterleave(sums[c]);
-    for (int r = 0; r < ROWS; r++)
-      store(to + c * plane + r * row_stride, clamped ? clamp(sums[c][r]) : sums[c][r]);
+  UNROLL for (int c = 0; c < CHANNELS; c++) {
+    transpose(sum[c]);
+    UNROLL for (int r = 0; r < ROWS; r++)
+      store(to + c * plane + r * row_stride, clamped ? clamp(sum[c][r]) : sum[c][r]);
   }
 }
 
 // Four rows of all channels: planes `plane` floats apart, rows `padded` apart.
 void across(const float* from, int pixel_stride, int channel_stride, int channels,
             const Bands& bands, int padded, float* to, size_t plane, bool clamped) {
-  for (int x = 0, band = 0; x < padded; x += LANES, band += ROWS) {
+  for (int x = 0, block = 0; x < padded; x += LANES, block++) {
     if (channels == 3) {
-      across_block<3>(from, pixel_stride, channel_stride, bands, band, to + x, plane, padded,
+      across_block<3>(from, pixel_stride, channel_stride, bands, block, to + x, plane, padded,
                       clamped);
       continue;
     }
     for (int c = 0; c < channels; c++)
-      across_block<1>(from + (size_t)c * channel_stride, pixel_stride, 0, bands, band,
+      across_block<1>(from + (size_t)c * channel_stride, pixel_stride, 0, bands, block,
                       to + c * plane + x, plane, padded, clamped);
   }
 }
 
 // Four rows of one plane, each the blur of 2 R + 1 rows around it: `to` gets (columns, ROWS).
 // `weight` has ROWS - 1 zeros before and after the kernel.
-void down_blur(const float* const* rows, int num_rows, int padded, const float* weight, float* to) {
-  for (int x = 0; x < padded; x += LANES) {
-    Vec sum[ROWS] = {};
-    for (int j = 0; j < num_rows; j++) {
-      const Vec v = load<Vec>(rows[j] + x);
-      for (int r = 0; r < ROWS; r++) sum[r] += v * weight[ROWS - 1 + j - r];
+template <int BLOCK>
+inline void blur_block(const float* const* rows, int num_rows, int x, const float* weight,
+                       float* to) {
+  Vec sum[BLOCK][ROWS] = {};
+  for (int j = 0; j < num_rows; j++)
+    UNROLL for (int b = 0; b < BLOCK; b++) {
+      const Vec v = load<Vec>(rows[j] + x + b * LANES);
+      UNROLL for (int r = 0; r < ROWS; r++)
+        sum[b][r] = fma(v, all(weight[ROWS - 1 + j - r]), sum[b][r]);
     }
-    interleave(sum, to + (size_t)x * ROWS);
+  UNROLL for (int b = 0; b < BLOCK; b++) {
+    transpose(sum[b]);
+    UNROLL for (int i = 0; i < ROWS; i++)
+      store(to + (size_t)x * ROWS + (b * ROWS + i) * LANES, sum[b][i]);
   }
+}
+
+void down_blur(const float* const* rows, int num_rows, int padded, const float* weight, float* to) {
+  int x = 0;
+  for (; x + BLUR_BLOCK * LANES <= padded; x += BLUR_BLOCK * LANES)
+    blur_block<BLUR_BLOCK>(rows, num_rows, x, weight, to);
+  for (; x < padded; x += LANES) blur_block<1>(rows, num_rows, x, weight, to);
 }
 
 // ------------------------------------------------------------------------------------------ colour
@@ -318,53 +409,80 @@ struct Step {
 };
 const int GRAYSCALE = 4;
 
-inline Vec luma(Vec r, Vec g, Vec b) { return r * 0.2989f + g * 0.587f + b * 0.114f; }
+inline Vec luma(Vec r, Vec g, Vec b) {
+  return fma(r, all(0.2989f), fma(g, all(0.587f), b * 0.114f));
+}
 
+inline void blend(Vec& v, float factor, Vec other) { v = fma(v, all(factor), other); }
+
+// Hue, in sixths of a turn and times the chroma, is difference + sector * chroma.
 inline void shift_hue(Vec& r, Vec& g, Vec& b, float sixths) {
   const Vec most = larger(r, larger(g, b)), least = smaller(r, smaller(g, b));
   const Vec chroma = most - least;
-  const Vec inverse = 1 / (chroma == 0 ? all(1) : chroma);
   const Vec difference = most == r ? g - b : most == g ? b - r : r - g;
-  const Vec sector = most == r ? all(0) : most == g ? all(2) : all(4);
-  Vec hue = difference * inverse + (sector + sixths);  // in [-4, 8]
-  hue = hue < 0 ? hue + 6 : hue;
-  hue = hue >= 6 ? hue - 6 : hue;
-  const Vec red = hue - 3, green = hue - 2, blue = hue - 4;
-  r = least + chroma * clamp(larger(red, -red) - 1);
-  g = least + chroma * clamp(2 - larger(green, -green));
-  b = least + chroma * clamp(2 - larger(blue, -blue));
+  const Vec sector = most == r ? all(sixths) : most == g ? all(sixths + 2) : all(sixths + 4);
+  Vec hue = fma(sector, chroma, difference);  // in [-4, 8] chroma
+  hue = hue < 0 ? hue + 6 * chroma : hue;
+  hue = hue >= 6 * chroma ? hue - 6 * chroma : hue;
+  const Vec red = magnitude(fma(all(-3), chroma, hue)) - chroma;
+  const Vec green = fma(all(2), chroma, -magnitude(fma(all(-2), chroma, hue)));
+  const Vec blue = fma(all(2), chroma, -magnitude(fma(all(-4), chroma, hue)));
+  r = least + smaller(larger(red, Vec{}), chroma);
+  g = least + smaller(larger(green, Vec{}), chroma);
+  b = least + smaller(larger(blue, Vec{}), chroma);
 }
 
-// Steps on `count` RGB pixels, in registers; returns the sum of the luma after them if asked to.
+// Steps on PAIR vectors of RGB pixels, in registers; returns the sum of their luma if asked to.
+template <int PAIR>
+inline Vec color_block(float* red, float* green, float* blue, const Step* steps, int num_steps,
+                       bool summed) {
+  Vec r[PAIR], g[PAIR], b[PAIR];
+  UNROLL for (int i = 0; i < PAIR; i++) {
+    r[i] = load<Vec>(red + i * LANES);
+    g[i] = load<Vec>(green + i * LANES);
+    b[i] = load<Vec>(blue + i * LANES);
+  }
+  for (int s = 0; s < num_steps; s++) {
+    const float f = steps[s].factor, offset = steps[s].offset;
+    switch (steps[s].operation) {
+      case BRIGHTNESS:
+      case CONTRAST:
+        UNROLL for (int i = 0; i < PAIR; i++)
+          blend(r[i], f, all(offset)), blend(g[i], f, all(offset)), blend(b[i], f, all(offset));
+        break;
+      case SATURATION:
+        UNROLL for (int i = 0; i < PAIR; i++) {
+          const Vec gray = luma(r[i], g[i], b[i]) * offset;
+          blend(r[i], f, gray), blend(g[i], f, gray), blend(b[i], f, gray);
+        }
+        break;
+      case HUE:
+        UNROLL for (int i = 0; i < PAIR; i++) shift_hue(r[i], g[i], b[i], f);
+        break;
+      case GRAYSCALE:
+        UNROLL for (int i = 0; i < PAIR; i++) r[i] = g[i] = b[i] = luma(r[i], g[i], b[i]);
+    }
+    if (f > 1)  // below, the result lies between two values in [0, 1]
+      UNROLL for (int i = 0; i < PAIR; i++)
+        r[i] = clamp(r[i]), g[i] = clamp(g[i]), b[i] = clamp(b[i]);
+  }
+  Vec sum = {};
+  UNROLL for (int i = 0; i < PAIR; i++) {
+    if (summed) sum += luma(r[i], g[i], b[i]);
+    store(red + i * LANES, r[i]), store(green + i * LANES, g[i]), store(blue + i * LANES, b[i]);
+  }
+  return sum;
+}
+
 double color_rgb(float* red, float* green, float* blue, int count, const Step* steps,
                  int num_steps, bool summed) {
   Vec sum = {};
-  for (int i = 0; i < count; i += LANES) {
-    Vec r = load<Vec>(red + i), g = load<Vec>(green + i), b = load<Vec>(blue + i);
-    for (int s = 0; s < num_steps; s++) {
-      const float f = steps[s].factor, offset = steps[s].offset;
-      switch (steps[s].operation) {
-        case BRIGHTNESS:
-        case CONTRAST:
-          r = clamp(r * f + offset), g = clamp(g * f + offset), b = clamp(b * f + offset);
-          break;
-        case SATURATION: {
-          const Vec gray = luma(r, g, b) * offset;
-          r = clamp(r * f + gray), g = clamp(g * f + gray), b = clamp(b * f + gray);
-          break;
-        }
-        case HUE:
-          shift_hue(r, g, b, f);
-          break;
-        case GRAYSCALE:
-          r = g = b = luma(r, g, b);
-      }
-    }
-    if (summed) sum += luma(r, g, b);
-    store(red + i, r), store(green + i, g), store(blue + i, b);
-  }
+  int i = 0;
+  for (; i + 2 * LANES <= count; i += 2 * LANES)
+    sum += color_block<2>(red + i, green + i, blue + i, steps, num_steps, summed);
+  if (i < count) sum += color_block<1>(red + i, green + i, blue + i, steps, num_steps, summed);
   double total = 0;
-  for (int i = 0; i < LANES; i++) total += sum[i];
+  for (int lane = 0; lane < LANES; lane++) total += sum[lane];
   return total;
 }
 
@@ -373,7 +491,7 @@ double color_plane(float* plane, int count, const Step* steps, int num_steps) {
   Vec sum = {};
   for (int i = 0; i < count; i += LANES) {
     Vec v = load<Vec>(plane + i);
-    for (int s = 0; s < num_steps; s++) v = clamp(v * steps[s].factor + steps[s].offset);
+    for (int s = 0; s < num_steps; s++) v = clamp(fma(v, all(steps[s].factor), all(steps[s].offset)));
     sum += v;
     store(plane + i, v);
   }
@@ -394,62 +512,71 @@ double color(float* at, size_t plane, int channels, int count, const Step* steps
 
 // ------------------------------------------------------------------------------------------- store
 struct Output {
-  int size, channels, dtype;
+  int size, channels, dtype, value_bytes;
   bool channels_last, solarize;
+  bool past_cache;  // written around the caches, which a large batch would only sweep
   const float *scale, *shift;
   char* views;
 };
 
 inline Vec finish(Vec v, const Output& out, int channel) {
   if (out.solarize) v = v >= 0.5f ? 1 - v : v;
-  return out.dtype == UINT8 ? v * 255.f + 0.5f : v * out.scale[channel] + out.shift[channel];
+  return fma(v, all(out.scale[channel]), all(out.shift[channel]));
 }
 
-inline void put(char* to, Vec v, int dtype) {
-  if (dtype == FLOAT32) {
-    store(to, v);
-  } else if (dtype == BFLOAT16) {  // round to nearest, ties to even
+inline void put(char* to, Vec v, const Output& out) {
+  if (out.dtype == FLOAT32) {
+    if (out.past_cache && (uintptr_t)to % sizeof(Vec) == 0)
+      stream(to, v);
+    else
+      store(to, v);
+  } else if (out.dtype == BFLOAT16) {  // round to nearest, ties to even
     UintVec bits = load<UintVec>(&v);
     bits += 0x7fff + (bits >> 16 & 1);
-    store(to, __builtin_convertvector(bits >> 16, HalfVec));
+    to_halves(to, bits >> 16);
   } else {
-    store(to, __builtin_convertvector(__builtin_convertvector(v, IntVec), ByteVec));
+    to_bytes(to, __builtin_convertvector(v, IntVec));
   }
 }
 
-inline void put_some(char* to, Vec v, int dtype, int count) {
-  char all_lanes[sizeof(Vec)];
-  put(all_lanes, v, dtype);
-  memcpy(to, all_lanes, (size_t)count * (dtype == FLOAT32 ? 4 : dtype == BFLOAT16 ? 2 : 1));
+inline void put_some(char* to, Vec v, const Output& out, int count) {
+  char lanes[sizeof(Vec) + 1];  // never aligned as `stream` needs it
+  put(lanes + 1, v, out);
+  memcpy(to, lanes + 1, (size_t)count * out.value_bytes);
+}
+
+inline Vec natural(const float* row) {
+  const Vec v = load<Vec>(row);
+  return shuffle<NATURAL>(v, v);
 }
 
 // Vector k of three, of LANES pixels written as r g b r g b ...
 constexpr Lanes red_green(int k) {
   return lanes_of([=](int i) {
     const int t = k * LANES + i;
-    return t % 3 == 2 ? 0 : t / 3 + t % 3 * LANES;
+    return t % 3 == 2 ? 0 : place_of(t / 3) + t % 3 * LANES;
   });
 }
 constexpr Lanes and_blue(int k) {
   return lanes_of([=](int i) {
     const int t = k * LANES + i;
-    return t % 3 == 2 ? LANES + t / 3 : i;
+    return t % 3 == 2 ? LANES + place_of(t / 3) : i;
   });
 }
 constexpr Lanes RG0 = red_green(0), RG1 = red_green(1), RG2 = red_green(2);
 constexpr Lanes B0 = and_blue(0), B1 = and_blue(1), B2 = and_blue(2);
 
 void store_row(const float* row, size_t plane, const Output& out, int y) {
-  const int size = out.size, channels = out.channels, dtype = out.dtype;
-  const size_t width = dtype == FLOAT32 ? 4 : dtype == BFLOAT16 ? 2 : 1;
+  const int size = out.size, channels = out.channels;
+  const size_t width = out.value_bytes;
   if (!out.channels_last || channels == 1) {
     for (int c = 0; c < channels; c++) {
       char* to = out.views + ((size_t)c * size + y) * size * width;
       int x = 0;
       for (; x + LANES <= size; x += LANES)
-        put(to + x * width, finish(load<Vec>(row + c * plane + x), out, c), dtype);
+        put(to + x * width, finish(natural(row + c * plane + x), out, c), out);
       if (x < size)
-        put_some(to + x * width, finish(load<Vec>(row + c * plane + x), out, c), dtype, size - x);
+        put_some(to + x * width, finish(natural(row + c * plane + x), out, c), out, size - x);
     }
     return;
   }
@@ -464,18 +591,18 @@ void store_row(const float* row, size_t plane, const Output& out, int y) {
       int left = 3 * (size - x);
       for (int k = 0; k < 3 && left > 0; k++, left -= LANES, to += LANES * width) {
         if (left >= LANES)
-          put(to, mixed[k], dtype);
+          put(to, mixed[k], out);
         else
-          put_some(to, mixed[k], dtype, left);
+          put_some(to, mixed[k], out, left);
       }
     }
     return;
   }
   for (int c = 0; c < channels; c++)
     for (int x = 0; x < size; x += LANES) {
-      const Vec v = finish(load<Vec>(row + c * plane + x), out, c);
+      const Vec v = finish(natural(row + c * plane + x), out, c);
       for (int i = 0; i < LANES && x + i < size; i++)
-        put_some(to + ((size_t)(x + i) * channels + c) * width, all(v[i]), dtype, 1);
+        put_some(to + ((size_t)(x + i) * channels + c) * width, all(v[i]), out, 1);
     }
 }
 
@@ -504,7 +631,7 @@ struct Workspace {
 
 Workspace lay_out(Scratch& scratch, int height, int width, int channels, int size, int kernel_size,
                   bool bicubic) {
-  const size_t padded = (size_t)round_up(size, LANES), bands = padded / COLUMNS;
+  const size_t padded = (size_t)round_up(size, LANES), blocks = padded / LANES;
   const size_t radius = (size_t)kernel_size / 2, reach = 2 * radius + ROWS;
   Workspace w;
   w.down.most = most_taps(height, size, bicubic), w.over.most = most_taps(width, size, bicubic);
@@ -513,12 +640,12 @@ Workspace lay_out(Scratch& scratch, int height, int width, int channels, int siz
     taps->first = scratch.take<int>(padded), taps->count = scratch.take<int>(padded);
     taps->weight = scratch.take<float>(padded * taps->most);
   }
-  w.bands.first = scratch.take<int>(bands), w.bands.count = scratch.take<int>(bands);
-  w.bands.weight = scratch.take<float*>(bands);
-  // A band spans the taps of one output and, for each of the others, a step of the source.
+  w.bands.first = scratch.take<int>(blocks * ROWS), w.bands.count = scratch.take<int>(blocks);
+  w.bands.weight = scratch.take<float*>(blocks);
+  // A part spans the taps of one output and, for each of the others, a step of the source.
   const size_t step = (size_t)ceilf((float)width / size) + 1;
   const size_t span = (size_t)w.over.most + (COLUMNS - 1) * step;
-  w.band_weights = scratch.take<float>(bands * (span > reach ? span : reach) * LANES);
+  w.band_weights = scratch.take<float>(padded * ROWS * (span > reach ? span : reach));
   const size_t columns = ((size_t)width > padded ? (size_t)width : padded) * channels;
   w.interleaved = scratch.take<float>(columns * ROWS);
   w.planes = scratch.take<float>((size_t)channels * round_up(size, ROWS) * padded);
@@ -574,7 +701,7 @@ void render(const SslViewsBatch& batch, int64_t view, char* memory) {
 
   resize_taps(w.down, height, size, bicubic, 1 / 255.f);
   resize_taps(w.over, width, size, bicubic, 1);
-  resize_bands(w.bands, w.band_weights, w.over, size, batch.flip[view]);
+  resize_bands(w.bands, w.band_weights, w.over, width, size, batch.flip[view]);
   const size_t stride = (size_t)batch.widths[image] * channels;
   const uint8_t* pixels = (const uint8_t*)batch.pixels[image] + top * stride + (size_t)left * channels;
   double sum = 0;
@@ -594,11 +721,12 @@ void render(const SslViewsBatch& batch, int64_t view, char* memory) {
   }
   const bool waiting = before < num_steps;
 
-  const size_t pixel_bytes =
-      (size_t)channels * (batch.dtype == FLOAT32 ? 4 : batch.dtype == BFLOAT16 ? 2 : 1);
-  Output out = {size, channels, (int)batch.dtype, batch.channels_last != 0,
-                batch.solarize[view] != 0, batch.scale, batch.shift,
-                (char*)batch.views + (size_t)view * size * size * pixel_bytes};
+  const int value_bytes = batch.dtype == FLOAT32 ? 4 : batch.dtype == BFLOAT16 ? 2 : 1;
+  const size_t view_bytes = (size_t)channels * size * size * value_bytes;
+  const bool past_cache = view_bytes * batch.num_images * batch.num_views > LARGE_BATCH;
+  const Output out = {size, channels, (int)batch.dtype, value_bytes, batch.channels_last != 0,
+                      batch.solarize[view] != 0, past_cache, batch.scale, batch.shift,
+                      (char*)batch.views + view * view_bytes};
   const float sigma = batch.blur_sigma[view];
   const int radius = sigma > 0 ? blur_kernel(w.kernel, sigma, (int)batch.blur_kernel_size) : 0;
   if (radius == 0) {
