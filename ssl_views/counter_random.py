@@ -7,6 +7,8 @@ in numpy. Differs from the source in nothing; the tests hold its published known
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_views.native import philox_words
+
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
@@ -50,6 +52,16 @@ def uniforms(
         if not 0 <= value < 2**32:
             raise ValueError(f"{name} must be in [0, 2**32); got {value}. Choose a smaller one.")
     blocks = -(-count // 4)
+    words = philox_words(seed, epoch, indices, num_views, blocks)
+    if words is None:
+        words = _words(seed, epoch, indices, num_views, blocks)
+    return words[..., :count] * 2.0**-32
+
+
+def _words(
+    seed: int, epoch: int, indices: NDArray[np.uint64], num_views: int, blocks: int
+) -> NDArray[np.uint64]:
+    """Return (B, V, 4 * blocks) words; the native engine computes the same."""
     index = indices.astype(np.uint64)[:, None, None]
     view = np.arange(num_views, dtype=np.uint64)[None, :, None]
     block = np.arange(blocks, dtype=np.uint64)[None, None, :]
@@ -57,5 +69,4 @@ def uniforms(
     parts = (index & _LOW, index >> _SHIFT, view, block)
     counter = np.stack([np.broadcast_to(part, shape) for part in parts])
     random = philox(counter, (seed, epoch))
-    words = np.moveaxis(random, 0, -1).reshape(*shape[:2], -1)[..., :count]
-    return words.astype(np.float64) * 2.0**-32
+    return np.moveaxis(random, 0, -1).reshape(*shape[:2], -1)

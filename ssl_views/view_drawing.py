@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_views.counter_random import uniforms
-from ssl_views.view_records import COLOR_OPERATIONS, HUE, ViewRecords
+from ssl_views.view_records import HUE, ViewRecords
 
 if TYPE_CHECKING:
     from ssl_views.views import ViewRecipe
@@ -49,36 +49,33 @@ def draw_records(
         The numbers come from a counter (see `counter_random`), so nothing else can change them.
         The place of the crop is drawn once, not per try.
     """
-    views, num_images = recipe.of_views, len(indices)
+    num_images, numbers = len(indices), recipe.numbers
     if not num_images == len(heights) == len(widths):
         raise ValueError(
             f"there must be one height and width per index; got {num_images} indices, "
             f"{len(heights)} heights and {len(widths)} widths. Give those of the images."
         )
     index = np.asarray(indices, dtype=np.uint64)
-    random = uniforms(seed, epoch, index, len(views), _NUMBERS)
+    random = uniforms(seed, epoch, index, recipe.num_views, _NUMBERS)
     flip, jitter, order, gray, blur, sigma, solarize = np.moveaxis(random[..., 2:9], -1, 0)
 
-    def number(name: str) -> NDArray[np.float64]:
-        return np.array([getattr(view, name) for view in views])
-
-    strength = np.stack([number(name) for name in COLOR_OPERATIONS], axis=-1)  # (V, 4)
+    strength = numbers["strength"]
     operations = _ORDERS[(order * len(_ORDERS)).astype(np.int64)]
     used = np.take_along_axis(np.broadcast_to(strength, operations.shape), operations, -1) > 0
-    used &= (jitter < number("jitter_prob"))[..., None]
+    used &= (jitter < numbers["jitter_prob"])[..., None]
     low, high = np.maximum(1 - strength, 0), 1 + strength
     low[:, HUE], high[:, HUE] = -strength[:, HUE], strength[:, HUE]
-    smallest, largest = number("blur_sigma").T
+    smallest, largest = numbers["blur_sigma"].T
     return ViewRecords(
         box=_draw_boxes(recipe, index, np.asarray(heights), np.asarray(widths), random, epoch, seed),
-        flip=flip < number("flip_prob"),
+        flip=flip < numbers["flip_prob"],
         order=np.where(used, operations, -1).astype(np.int8),
         factor=(low + (high - low) * random[..., 9:13]).astype(np.float32),
-        grayscale=gray < number("grayscale_prob"),
+        grayscale=gray < numbers["grayscale_prob"],
         blur_sigma=np.where(
-            blur < number("blur_prob"), smallest + (largest - smallest) * sigma, 0.0
+            blur < numbers["blur_prob"], smallest + (largest - smallest) * sigma, 0.0
         ).astype(np.float32),
-        solarize=solarize < number("solarize_prob"),
+        solarize=solarize < numbers["solarize_prob"],
     )
 
 
@@ -95,8 +92,7 @@ def _draw_boxes(
     shape = random.shape[:2]
     height = np.broadcast_to(heights[:, None], shape)
     width = np.broadcast_to(widths[:, None], shape)
-    scale = np.array([view.crop_scale for view in recipe.of_views])
-    ratio = np.array([view.crop_ratio for view in recipe.of_views])
+    scale, ratio = recipe.numbers["crop_scale"], recipe.numbers["crop_ratio"]
     crop, fits = _try(random[..., 13], random[..., 14], height, width, scale, ratio)
     if not fits.all():  # further tries, for the images that need them
         rows = np.flatnonzero(~fits.all(axis=1))

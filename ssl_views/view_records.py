@@ -170,7 +170,7 @@ def clean_records(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> View
         box[:, None].astype(np.int32),
         no,
         np.full(four, -1, dtype=np.int8),
-        np.ones(four, dtype=np.float32),
+        np.zeros(four, dtype=np.float32),
         no,
         np.zeros((count, 1), dtype=np.float32),
         no,

@@ -5,7 +5,9 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_views.naming import did_you_mean
@@ -13,7 +15,7 @@ from ssl_views.named_recipes import RECIPES
 from ssl_views.pixels import PixelBatch
 from ssl_views.view_drawing import draw_records
 from ssl_views.view_engines import Engine, render
-from ssl_views.view_records import Rendering, ViewRecords, clean_records
+from ssl_views.view_records import COLOR_OPERATIONS, Rendering, ViewRecords, clean_records
 
 if TYPE_CHECKING:
     from ssl_views.configuration_ssl_views import SSLViewsConfig
@@ -179,6 +181,15 @@ class ViewRecipe:
             return (self,) * self.num_views
         own = [replace(self, per_view=(), **numbers) for numbers in self.per_view]
         return tuple(own[v % len(own)] for v in range(self.num_views))
+
+    @cached_property
+    def numbers(self) -> dict[str, NDArray[np.float64]]:
+        """What `draw` needs, by name: arrays (V, ...), and (V, 4) colour strengths."""
+        names = [field.name for field in fields(self) if field.name not in _SHARED]
+        drawn = [name for name in names if name not in ("blur_kernel_size", "relative_size")]
+        arrays = {name: np.array([getattr(v, name) for v in self.of_views]) for name in drawn}
+        arrays["strength"] = np.stack([arrays[name] for name in COLOR_OPERATIONS], axis=-1)
+        return arrays
 
     @cached_property
     def groups(self) -> tuple[ViewGroup, ...]:

@@ -45,6 +45,10 @@ def _load() -> Any:
     if library.ssl_views_interface() != _INTERFACE:
         return "it was built from other sources; install the package again"
     library.ssl_views_isa.restype = ctypes.c_char_p
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    words = [ctypes.c_uint32, ctypes.c_uint32, pointer]
+    library.ssl_views_philox.argtypes = [pointer, number, number, number, *words]
+    library.ssl_views_philox.restype = None
     library.ssl_views_render.argtypes = [ctypes.POINTER(_Batch), ctypes.c_int, ctypes.c_int]
     return library
 
@@ -53,6 +57,21 @@ def why_missing() -> str | None:
     """Return why the engine cannot be used, or None where it can."""
     library = _load()
     return library if isinstance(library, str) else None
+
+
+def philox_words(
+    seed: int, epoch: int, indices: NDArray[np.uint64], num_views: int, num_blocks: int
+) -> NDArray[np.uint32] | None:
+    """Return (B, V, 4 * num_blocks) random words, see `counter_random`; None without a library."""
+    library = _load()
+    if isinstance(library, str):
+        return None
+    index = np.ascontiguousarray(indices, dtype=np.uint64)
+    words = np.empty((len(index), num_views, 4 * num_blocks), dtype=np.uint32)
+    library.ssl_views_philox(
+        index.ctypes.data, len(index), num_views, num_blocks, seed, epoch, words.ctypes.data
+    )
+    return words
 
 
 def instruction_sets() -> list[str]:

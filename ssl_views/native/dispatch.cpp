@@ -101,3 +101,21 @@ EXPORT int ssl_views_render(const SslViewsBatch* batch, int isa, int num_threads
   for (std::thread& thread : threads) thread.join();
   return failed;
 }
+
+// Philox 4x32-10 of a counter (index, view, block): `blocks` x 4 words per view. Integer arithmetic,
+// so the same everywhere; counter_random.py says what it is for.
+EXPORT void ssl_views_philox(const uint64_t* index, int64_t num_images, int64_t num_views,
+                             int64_t num_blocks, uint32_t seed, uint32_t epoch, uint32_t* words) {
+  for (int64_t i = 0; i < num_images; i++)
+    for (int64_t v = 0; v < num_views; v++)
+      for (int64_t b = 0; b < num_blocks; b++) {
+        uint32_t c0 = (uint32_t)index[i], c1 = (uint32_t)(index[i] >> 32);
+        uint32_t c2 = (uint32_t)v, c3 = (uint32_t)b, k0 = seed, k1 = epoch;
+        for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+          const uint64_t p0 = (uint64_t)c0 * 0xD2511F53u, p1 = (uint64_t)c2 * 0xCD9E8D57u;
+          c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0, c1 = (uint32_t)p1;
+          c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1, c3 = (uint32_t)p0;
+        }
+        *words++ = c0, *words++ = c1, *words++ = c2, *words++ = c3;
+      }
+}

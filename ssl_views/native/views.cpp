@@ -406,6 +406,7 @@ void down_blur(const float* const* rows, int num_rows, int padded, const float* 
 struct Step {
   int operation;
   float factor, offset;
+  float weight[3];  // of hue
 };
 const int GRAYSCALE = 4;
 
@@ -415,21 +416,30 @@ inline Vec luma(Vec r, Vec g, Vec b) {
 
 inline void blend(Vec& v, float factor, Vec other) { v = fma(v, all(factor), other); }
 
-// Hue, in sixths of a turn and times the chroma, is difference + sector * chroma.
-inline void shift_hue(Vec& r, Vec& g, Vec& b, float sixths) {
+// Turning the hue needs no angle. With t in [0, 1] sixths of the circle, and m and M the smallest and
+// largest channel, red becomes r - g + (2 t - 1) b + (1 - t) (m + M), clamped to [m, M], and so on
+// cyclically: both sides are linear in the hue between its corners, and equal there. Backwards, g
+// and b change places; a third of the circle moves the channels on by one.
+Step hue_step(float turns) {
+  const float sixths = 6 * turns;
+  const int thirds = (int)lrintf(sixths / 2);
+  const float rest = sixths - 2 * thirds;
+  const float weight[3] = {1, rest < 0 ? -2 * rest - 1 : -1.f, rest > 0 ? 2 * rest - 1 : -1.f};
+  Step step = {HUE, 0, 1 - fabsf(rest), {}};
+  for (int i = 0; i < 3; i++) step.weight[i] = weight[(i + thirds + 3) % 3];
+  return step;
+}
+
+inline void shift_hue(Vec& r, Vec& g, Vec& b, const Step& step) {
   const Vec most = larger(r, larger(g, b)), least = smaller(r, smaller(g, b));
-  const Vec chroma = most - least;
-  const Vec difference = most == r ? g - b : most == g ? b - r : r - g;
-  const Vec sector = most == r ? all(sixths) : most == g ? all(sixths + 2) : all(sixths + 4);
-  Vec hue = fma(sector, chroma, difference);  // in [-4, 8] chroma
-  hue = hue < 0 ? hue + 6 * chroma : hue;
-  hue = hue >= 6 * chroma ? hue - 6 * chroma : hue;
-  const Vec red = magnitude(fma(all(-3), chroma, hue)) - chroma;
-  const Vec green = fma(all(2), chroma, -magnitude(fma(all(-2), chroma, hue)));
-  const Vec blue = fma(all(2), chroma, -magnitude(fma(all(-4), chroma, hue)));
-  r = least + smaller(larger(red, Vec{}), chroma);
-  g = least + smaller(larger(green, Vec{}), chroma);
-  b = least + smaller(larger(blue, Vec{}), chroma);
+  const Vec both = (most + least) * step.offset;
+  const Vec own = all(step.weight[0]), next = all(step.weight[1]), after = all(step.weight[2]);
+  const Vec red = fma(r, own, fma(g, next, fma(b, after, both)));
+  const Vec green = fma(g, own, fma(b, next, fma(r, after, both)));
+  const Vec blue = fma(b, own, fma(r, next, fma(g, after, both)));
+  r = smaller(larger(red, least), most);
+  g = smaller(larger(green, least), most);
+  b = smaller(larger(blue, least), most);
 }
 
 // Steps on PAIR vectors of RGB pixels, in registers; returns the sum of their luma if asked to.
@@ -457,7 +467,7 @@ inline Vec color_block(float* red, float* green, float* blue, const Step* steps,
         }
         break;
       case HUE:
-        UNROLL for (int i = 0; i < PAIR; i++) shift_hue(r[i], g[i], b[i], f);
+        UNROLL for (int i = 0; i < PAIR; i++) shift_hue(r[i], g[i], b[i], steps[s]);
         break;
       case GRAYSCALE:
         UNROLL for (int i = 0; i < PAIR; i++) r[i] = g[i] = b[i] = luma(r[i], g[i], b[i]);
@@ -691,11 +701,11 @@ void render(const SslViewsBatch& batch, int64_t view, char* memory) {
     const float factor = batch.factor[4 * view + operation];
     if (operation == CONTRAST) contrast = num_steps;  // drawn at most once
     if (operation == HUE)
-      steps[num_steps++] = {HUE, 6 * factor, 0};
+      steps[num_steps++] = hue_step(factor);
     else
-      steps[num_steps++] = {operation, factor, operation == SATURATION ? 1 - factor : 0};
+      steps[num_steps++] = {operation, factor, operation == SATURATION ? 1 - factor : 0, {}};
   }
-  if (batch.grayscale[view]) steps[num_steps++] = {GRAYSCALE, 0, 0};
+  if (batch.grayscale[view]) steps[num_steps++] = {GRAYSCALE, 0, 0, {}};
   // Contrast needs the mean of the whole view, so the steps from it on have to wait.
   const int before = contrast < 0 ? num_steps : contrast;
 
