@@ -1,5 +1,6 @@
 """Builds the native engine, where there is a C++ compiler; everything else is in pyproject.toml."""
 
+import os
 import platform
 import sys
 import sysconfig
@@ -24,6 +25,11 @@ class BuildNative(build_ext):
     """Compiles views.cpp once per instruction set and links a plain shared library."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Compile for every instruction set, and link."""
+        target = self.get_ext_fullpath(ext.name)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        for stale in (Path(target), Path(self.get_ext_filename(ext.name))):
+            stale.unlink(missing_ok=True)  # a library of other sources must not outlive a failure
         isas = X86 if platform.machine() in ("x86_64", "AMD64") else OTHER
         listed = " ".join(f"DO({isa})" for isa in isas)
         folder = str(Path(self.build_temp) / "native")
@@ -40,12 +46,8 @@ class BuildNative(build_ext):
                 macros=[("ISA", isa), ("LANES", str(lanes))],
                 extra_postargs=FLAGS + flags,
             )
-        target = self.get_ext_fullpath(ext.name)
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
         threads = [] if sys.platform == "darwin" else ["-pthread"]
-        self.compiler.link_shared_object(
-            objects, target, extra_postargs=threads, target_lang="c++"
-        )
+        self.compiler.link_shared_object(objects, target, extra_postargs=threads, target_lang="c++")
 
     def get_ext_filename(self, fullname: str) -> str:
         """Name the library without a tag of the Python version: it does not use Python."""
@@ -56,6 +58,7 @@ class AnyPython(bdist_wheel):
     """Tags the wheel for a platform, and for every Python version."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        """Return the tags for Python, its ABI and the platform."""
         return "py3", "none", super().get_tag()[2]
 
 
@@ -65,7 +68,7 @@ setup(
             "ssl_views.native._views",
             [f"{NATIVE}/views.cpp", f"{NATIVE}/dispatch.cpp"],
             depends=[f"{NATIVE}/views.h"],
-            optional=True,
+            optional="SSL_VIEWS_REQUIRE_NATIVE" not in os.environ,  # a release has to have it
         )
     ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPython},

@@ -13,11 +13,15 @@ from ssl_views.losses import LossTerms, barlow_twins_loss, kernel_loss, vicreg_l
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining, SSLViewsModel, SSLViewsOutput
 from ssl_views.projector import Projector
 from ssl_views.spectrum import effective_rank
+from ssl_views.view_records import ViewRecords
 from ssl_views.views import ViewRecipe
 
 if TYPE_CHECKING:
     from ssl_views.callbacks import EpochCallback
-    from ssl_views.data.loading import MultiViewCollator, MultiViewDataset, MultiViewIterableDataset
+    from ssl_views.data.cache import PixelCache
+    from ssl_views.data.dataset import MultiViewDataset, MultiViewIterableDataset
+    from ssl_views.data.loader import MultiViewLoader
+    from ssl_views.data.loading import MultiViewCollator
     from ssl_views.data.sources import load_images
     from ssl_views.evaluation.features import extract_features
     from ssl_views.evaluation.knn import knn_accuracy
@@ -31,8 +35,10 @@ __version__ = "0.1.0"
 _LAZY = {
     "EpochCallback": "callbacks",
     "MultiViewCollator": "data.loading",
-    "MultiViewDataset": "data.loading",
-    "MultiViewIterableDataset": "data.loading",
+    "MultiViewDataset": "data.dataset",
+    "MultiViewIterableDataset": "data.dataset",
+    "MultiViewLoader": "data.loader",
+    "PixelCache": "data.cache",
     "SSLViewsTrainer": "trainer",
     "SSLViewsTrainingArguments": "training_args",
     "export_encoder": "export",
@@ -50,6 +56,8 @@ __all__ = [
     "MultiViewCollator",
     "MultiViewDataset",
     "MultiViewIterableDataset",
+    "MultiViewLoader",
+    "PixelCache",
     "Projector",
     "SSLViewsConfig",
     "SSLViewsForPreTraining",
@@ -59,6 +67,7 @@ __all__ = [
     "SSLViewsTrainingArguments",
     "VICRegLoss",
     "ViewRecipe",
+    "ViewRecords",
     "barlow_twins_loss",
     "effective_rank",
     "export_encoder",

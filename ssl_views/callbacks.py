@@ -6,7 +6,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ssl_views.data.loading import MultiViewDataset
+from ssl_views.data.dataset import MultiViewDataset
 
 
 class EpochCallback(TrainerCallback):

@@ -43,7 +43,7 @@ def uniforms(
         epoch: below 2**32.
         indices: (B,), image indices below 2**64.
         num_views: V; asking for more views leaves the first ones as they were.
-        count: numbers per view; asking for more leaves the first ones as they were. At most 2**18.
+        count: numbers per view; asking for more leaves the first ones as they were.
 
     Returns:
         (B, V, count), multiples of 2**-32.
@@ -52,10 +52,9 @@ def uniforms(
         if not 0 <= value < 2**32:
             raise ValueError(f"{name} must be in [0, 2**32); got {value}. Choose a smaller one.")
     blocks = -(-count // 4)
-    words = philox_words(seed, epoch, indices, num_views, blocks)
-    if words is None:
-        words = _words(seed, epoch, indices, num_views, blocks)
-    return words[..., :count] * 2.0**-32
+    native = philox_words(seed, epoch, indices, num_views, blocks)
+    words = _words(seed, epoch, indices, num_views, blocks) if native is None else native
+    return np.multiply(words[..., :count], 2.0**-32, dtype=np.float64)
 
 
 def _words(

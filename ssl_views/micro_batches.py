@@ -1,5 +1,6 @@
 """The gradient of a batch larger than memory, exactly."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,7 +11,11 @@ from ssl_views.losses import LossTerms
 
 
 def loss_by_micro_batches(
-    accelerator: Any, model: nn.Module, loss: nn.Module, pixel_values: Tensor, micro_batch_size: int
+    accelerator: Any,
+    model: nn.Module,
+    loss: nn.Module,
+    views: Mapping[str, Tensor],
+    micro_batch_size: int,
 ) -> LossTerms:
     """Add the gradient of a batch's loss to the parameters, one micro-batch at a time.
 
@@ -21,10 +26,10 @@ def loss_by_micro_batches(
 
     Args:
         accelerator: of `accelerate`, that prepared the model.
-        model: gives `embeddings` (V, B, D) from `pixel_values`; may be wrapped for several
+        model: gives `embeddings` (V, B, D) from views; may be wrapped for several
             processes.
         loss: of embeddings (V, B, D), over all processes.
-        pixel_values: (B, V, C, S, S); of as many micro-batches on every process.
+        views: arguments of the model, (B, V, C, S, S); of as many micro-batches on every process.
         micro_batch_size: images at once.
 
     Returns:
@@ -36,29 +41,31 @@ def loss_by_micro_batches(
     Differs from source:
         Buffers (running statistics) are updated by the second pass only.
     """
-    micro_batches = pixel_values.split(micro_batch_size)
+    device = next(iter(views.values())).device
+    split = [x.split(micro_batch_size) for x in views.values()]
+    micro_batches = [dict(zip(views, parts, strict=True)) for parts in zip(*split, strict=True)]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     states, parts = [], []
     with torch.no_grad():
         for micro_batch in micro_batches:
-            states.append(_random_state(pixel_values.device))
-            parts.append(model(pixel_values=micro_batch, return_loss=False).embeddings)
+            states.append(_random_state(device))
+            parts.append(model(**micro_batch, return_loss=False).embeddings)
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
     embeddings = torch.cat(parts, dim=1).requires_grad_()
     result = loss(embeddings)
     (gradient,) = torch.autograd.grad(result.total, embeddings)
     gradients = gradient.split(micro_batch_size, dim=1)
-    after = _random_state(pixel_values.device)
+    after = _random_state(device)
     for number, (micro_batch, state, part) in enumerate(
         zip(micro_batches, states, gradients, strict=True), 1
     ):
-        _set_random_state(pixel_values.device, state)
+        _set_random_state(device, state)
         last = number == len(micro_batches)
         with nullcontext() if last else accelerator.no_sync(model):
-            again = model(pixel_values=micro_batch, return_loss=False).embeddings
+            again = model(**micro_batch, return_loss=False).embeddings
             accelerator.backward((again * part).sum())
-    _set_random_state(pixel_values.device, after)
+    _set_random_state(device, after)
     return LossTerms(result.total.detach(), result.terms)
 
 

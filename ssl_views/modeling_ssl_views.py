@@ -193,31 +193,41 @@ class SSLViewsForPreTraining(SSLViewsPreTrainedModel):
         )
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, return_loss: bool = True) -> SSLViewsOutput:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        return_loss: bool = True,
+        local_pixel_values: Tensor | None = None,
+    ) -> SSLViewsOutput:
         """Compute embeddings of all views, and the loss over them.
 
-        All views go through the backbone as one batch, so its BatchNorm statistics are those of all
-        views.
+        All views of one size go through the backbone as one batch, so its BatchNorm statistics are
+        those of all of them; the projector takes the views of both sizes together.
 
         Args:
             pixel_values: (B, V, C, S, S), normalized.
             return_loss: compute the loss; without it, loss and terms are None.
+            local_pixel_values: (B, W, C, s, s), further views of another size.
         """
-        if pixel_values.ndim != 5:
-            raise ValueError(
-                f"pixel_values must have shape (B, V, C, S, S); got {tuple(pixel_values.shape)}. "
-                "MultiViewCollator makes such batches."
-            )
-        num_images, num_views = pixel_values.shape[:2]
-        rows = pixel_values.transpose(0, 1).flatten(0, 1)
-        representations = self.ssl_views(rows).pooler_output
-        embeddings = self.projector(representations).unflatten(0, (num_views, num_images))
+        groups = (
+            [pixel_values] if local_pixel_values is None else [pixel_values, local_pixel_values]
+        )
+        for views in groups:
+            if views.ndim != 5 or len(views) != len(pixel_values):
+                raise ValueError(
+                    "pixel_values must have shape (B, V, C, S, S); got "
+                    f"{tuple(views.shape)}. MultiViewCollator makes such batches."
+                )
+        rows = [views.transpose(0, 1).flatten(0, 1) for views in groups]
+        representations = torch.cat([self.ssl_views(views).pooler_output for views in rows])
+        shape = (-1, len(pixel_values))
+        embeddings = self.projector(representations).unflatten(0, shape)
         total, terms = self.loss(embeddings) if return_loss else (None, None)
         return SSLViewsOutput(
             loss=total,
             terms=terms,
             embeddings=embeddings,
-            representations=representations.unflatten(0, (num_views, num_images)),
+            representations=representations.unflatten(0, shape),
         )
 
 

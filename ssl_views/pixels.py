@@ -57,6 +57,13 @@ class PixelBatch:
         address, heights, widths = np.array(rows, dtype=np.int64).T
         return cls(address, heights, widths, images[0].shape[0], owner)
 
+    @classmethod
+    def of_arrays(cls, images: "Sequence[NDArray[np.uint8]]") -> "PixelBatch":
+        """Take B contiguous arrays (H, W, C) of one number of channels, without copies."""
+        address = np.array([image.__array_interface__["data"][0] for image in images])
+        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
+        return cls(address, sizes[:, 0], sizes[:, 1], images[0].shape[2], images)
+
     def __len__(self) -> int:
         """Return B."""
         return len(self.address)
@@ -67,7 +74,7 @@ class PixelBatch:
         for address, height, width in zip(self.address, self.heights, self.widths, strict=True):
             count = int(height) * int(width) * self.num_channels
             memory = (ctypes.c_uint8 * count).from_address(int(address))
-            memory.owner = self.owner
+            setattr(memory, "owner", self.owner)  # noqa: B010 (arrays of ctypes take attributes)
             flat = torch.frombuffer(memory, dtype=torch.uint8)
             images.append(flat.view(int(height), int(width), -1).permute(2, 0, 1))
         return images

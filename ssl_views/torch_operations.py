@@ -171,7 +171,7 @@ def _crop_resize(source: Tensor, crop: Tensor, size: int, bicubic: bool) -> Tens
 
 
 def _color(views: Tensor, weights: Tensor, step: ColorStep) -> Tensor:
-    """Apply one colour operation per view, see `color_numbers`."""
+    """Apply one colour operation per view, see `_color_numbers`."""
     own, following, after, grey, mean, extremes, is_hue = weights[:, :, None, None]
     result = views * own
     if step.grey or step.mean:

@@ -1,18 +1,20 @@
 """A Trainer that logs every term, decays only weights, knows LARS, and probes in evaluation."""
 
-from collections.abc import Mapping, Sized
+from collections.abc import Generator, Iterator, Mapping, Sized
 from typing import Any
 
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from ssl_views.batchnorm import local_batchnorm_layers, synchronize_batchnorm
 from ssl_views.callbacks import EpochCallback, ProgressBar
-from ssl_views.data.loading import MultiViewDataset
+from ssl_views.data.dataset import MultiViewDataset
+from ssl_views.data.loader import MultiViewLoader
+from ssl_views.data.loading import GROUP_NAMES, MultiViewCollator
 from ssl_views.evaluation.features import labelled_features
 from ssl_views.evaluation.report import evaluate_features
 from ssl_views.micro_batches import loss_by_micro_batches
@@ -74,6 +76,8 @@ class SSLViewsTrainer(Trainer):
     `args.lars`, tells the data set the epoch, and reports `eval_knn` and `eval_effective_rank` of
     frozen features where it is given rows to probe. With several processes it gives BatchNorm the
     statistics of all of them; with `args.micro_batch_size` it trains on batches larger than memory.
+    Threads of this process make the batches (`args.view_threads`), unless
+    `args.dataloader_num_workers` asks for worker processes; the views are the same.
 
     Args:
         model: the model.
@@ -116,12 +120,60 @@ class SSLViewsTrainer(Trainer):
         if not args.disable_tqdm:
             self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
             self.add_callback(ProgressBar())
+        threaded = isinstance(self.data_collator, MultiViewCollator)
+        threaded = threaded and args.dataloader_num_workers == 0
+        self._threads = args.view_threads if threaded else 0
+        self._ahead: tuple[Iterator[Any], Generator[Any, None, None]] | None = None
         self.probe_train, self.probe_test = probe_train, probe_test
         self._train_terms, self._eval_terms = _Means(), _Means()
+
+    data_collator: Any
 
     @property
     def _ssl_model(self) -> SSLViewsForPreTraining:
         return self.model
+
+    def get_train_dataloader(self) -> Any:
+        """Return the loader of the training set; of items only, where threads render them."""
+        if not self._threads:
+            return super().get_train_dataloader()
+        collator, self.data_collator = self.data_collator, MultiViewLoader.items
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any
+    ) -> tuple[list[Any], Any]:
+        """Return the next batches, which threads have made ahead."""
+        if self._threads:
+            if self._ahead is None or self._ahead[0] is not epoch_iterator:
+                self._stop_threads()
+                self._ahead = (epoch_iterator, iter(self._loader(epoch_iterator)))
+            epoch_iterator = self._ahead[1]
+        return super().get_batch_samples(epoch_iterator, *args, **kwargs)
+
+    def _loader(self, batches: Iterator[Any]) -> MultiViewLoader:
+        return MultiViewLoader(
+            batches,
+            self.data_collator,
+            num_threads=self._threads,
+            device=self.args.device,
+            render_on_device=self.args.render_on_device,
+        )
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, see `transformers.Trainer.train`."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._stop_threads()
+
+    def _stop_threads(self) -> None:
+        if self._ahead is not None:
+            self._ahead[1].close()
+            self._ahead = None
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the parameters that weight decay applies to."""
@@ -151,9 +203,10 @@ class SSLViewsTrainer(Trainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # schedule-free optimizers have two modes
-        pixel_values = self._prepare_inputs(inputs)["pixel_values"]
+        inputs = self._prepare_inputs(inputs)
+        views = {name: inputs[name] for name in GROUP_NAMES if name in inputs}
         result = loss_by_micro_batches(
-            self.accelerator, model, self._ssl_model.loss, pixel_values, self.args.micro_batch_size
+            self.accelerator, model, self._ssl_model.loss, views, self.args.micro_batch_size
         )
         self._train_terms.add(result.terms)
         return result.total.detach()

@@ -8,9 +8,9 @@ import torch
 from transformers import TrainingArguments
 
 
-def _default_workers() -> int:
-    """Worker processes for views: none without a GPU, where the model needs the cores."""
-    return min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+def _default_threads() -> int:
+    """Threads that make views: one without a GPU, where the model needs the cores."""
+    return min(16, os.cpu_count() or 1) if torch.cuda.is_available() else 1
 
 
 @dataclass
@@ -23,6 +23,10 @@ class SSLViewsTrainingArguments(TrainingArguments):
             BatchNorm layers normalize over a micro-batch.
         allow_inexact_accumulation: allow `gradient_accumulation_steps` above 1, which averages the
             gradients of small batches and is not the gradient of a large one.
+        view_threads: threads that decode images and render views ahead of the training step; 0
+            makes a batch when it is asked for. `dataloader_num_workers` worker processes do the
+            same, slower, where they are asked for.
+        render_on_device: render views on the device, from images of one size.
         sync_batchnorm: give BatchNorm layers the statistics of all processes.
         lars: train with LARS (`timm.optim.Lars`, momentum 0.9, trust coefficient 1e-3) instead of
             `optim`.
@@ -69,8 +73,10 @@ class SSLViewsTrainingArguments(TrainingArguments):
         metadata={"help": "Leave out the last incomplete batch; its statistics would be noise."},
     )
     dataloader_num_workers: int = field(
-        default_factory=_default_workers,
-        metadata={"help": "Processes that decode images and render views."},
+        default=0,
+        metadata={
+            "help": "Worker processes that decode images and render views, instead of threads."
+        },
     )
     dataloader_pin_memory: bool = field(
         default=torch.cuda.is_available(),
@@ -105,6 +111,19 @@ class SSLViewsTrainingArguments(TrainingArguments):
             "memory. The loss stays that of the whole batch; costs a second forward pass."
         },
     )
+    view_threads: int = field(
+        default_factory=_default_threads,
+        metadata={
+            "help": "Threads that decode images and render views ahead of the training step, where "
+            "there are no worker processes; 0 makes a batch when it is asked for."
+        },
+    )
+    render_on_device: bool = field(
+        default=False,
+        metadata={
+            "help": "Render views on the GPU, from images of one size; needs --view_threads."
+        },
+    )
     allow_inexact_accumulation: bool = field(
         default=False,
         metadata={
@@ -125,6 +144,17 @@ class SSLViewsTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"micro_batch_size must be at least 1; got {self.micro_batch_size}. Leave it out "
                 "to use the whole batch at once."
+            )
+        if self.view_threads < 0:
+            raise ValueError(
+                f"view_threads must be at least 0; got {self.view_threads}. 0 makes a batch when "
+                "it is asked for."
+            )
+        if self.render_on_device and (self.view_threads == 0 or self.dataloader_num_workers > 0):
+            raise ValueError(
+                "render_on_device needs view_threads and no worker processes; got "
+                f"{self.view_threads} threads and {self.dataloader_num_workers} workers. Set "
+                "dataloader_num_workers=0 and view_threads."
             )
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers allows bf16 without a GPU only if told so

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from ssl_views.views import ViewRecipe
 
 _CROP_TRIES = 10
-_NUMBERS = 15  # per view, with the first try of the crop
+_NUMBERS = 15  # per view, with the first try of the crop; the further tries follow them
 _ORDERS = np.array(list(permutations(range(4))), dtype=np.int64)
 
 
 def draw_records(
     recipe: "ViewRecipe",
     indices: Sequence[int],
-    heights: Sequence[int],
-    widths: Sequence[int],
+    heights: Sequence[int] | NDArray[np.int64],
+    widths: Sequence[int] | NDArray[np.int64],
     *,
     epoch: int,
     seed: int,
@@ -67,7 +67,9 @@ def draw_records(
     low[:, HUE], high[:, HUE] = -strength[:, HUE], strength[:, HUE]
     smallest, largest = numbers["blur_sigma"].T
     return ViewRecords(
-        box=_draw_boxes(recipe, index, np.asarray(heights), np.asarray(widths), random, epoch, seed),
+        box=_draw_boxes(
+            recipe, index, np.asarray(heights), np.asarray(widths), random, epoch, seed
+        ),
         flip=flip < numbers["flip_prob"],
         order=np.where(used, operations, -1).astype(np.int8),
         factor=(low + (high - low) * random[..., 9:13]).astype(np.float32),

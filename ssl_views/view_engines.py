@@ -49,17 +49,22 @@ def render(
         engine: "native" on the CPU, "torch" on the images' device; "auto" is native for images on
             the CPU, where it was built.
         num_threads: of the native engine; torch has its own setting.
-        out: memory to write to, of the result's shape, dtype and layout; native engine only.
+        out: memory to write to, of the result's shape, dtype and layout.
 
     Returns:
         (B, V, C, S, S); in [0, 1] (or 0 to 255) unless normalized.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {ENGINES}; got {engine!r}. Leave it out.")
-    batched = isinstance(images, PixelBatch)
+    if num_threads < 1:
+        raise ValueError(
+            f"num_threads must be at least 1; got {num_threads}. Leave it out for one."
+        )
+    if len(images) == 0:
+        raise ValueError("there must be at least one image; got none. Leave out empty batches.")
     if engine == "auto":
         reason = why_missing()
-        on_cpu = batched or images[0].device.type == "cpu"
+        on_cpu = isinstance(images, PixelBatch) or images[0].device.type == "cpu"
         if on_cpu and reason is not None:
             _say_once(reason)
         engine = "native" if on_cpu and reason is None else "torch"
@@ -70,4 +75,9 @@ def render(
     views = render_torch(tensors, records, rendering)
     if out is None:
         return views
+    if out.shape != views.shape or out.dtype != views.dtype:
+        raise ValueError(
+            f"out must be {views.dtype} {tuple(views.shape)}; got {out.dtype} {tuple(out.shape)}. "
+            "Leave it out."
+        )
     return out.copy_(views)

@@ -44,9 +44,22 @@ class Rendering:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.size <= LARGEST_SIZE:
+        if not isinstance(self.size, int) or not 1 <= self.size <= LARGEST_SIZE:
             raise ValueError(
-                f"size must be 1 to {LARGEST_SIZE}; got {self.size}. Choose another image_size."
+                f"size must be a whole number, 1 to {LARGEST_SIZE}; got {self.size}. Change "
+                "image_size."
+            )
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(
+                f"interpolation must be 'bilinear' or 'bicubic'; got {self.interpolation!r}. "
+                "Choose one."
+            )
+        if (self.mean is None) != (self.std is None) or (
+            self.std is not None and min(self.std) <= 0
+        ):
+            raise ValueError(
+                f"mean and std must be given together, std positive; got {self.mean} and "
+                f"{self.std}. Leave both out for pixels in [0, 1]."
             )
         if self.dtype not in (torch.float32, torch.bfloat16, torch.uint8):
             raise ValueError(
@@ -63,7 +76,7 @@ class Rendering:
             )
 
 
-@dataclass
+@dataclass(frozen=True)
 class ViewRecords:
     """What was drawn for B images of V views each, as arrays with leading shape (B, V).
 
@@ -79,9 +92,10 @@ class ViewRecords:
         solarize: bool, invert pixels of at least 0.5.
 
     Example:
-        >>> records = ViewRecipe.named("cifar").draw([7], [32], [32], epoch=0)
+        >>> recipe = ViewRecipe.named("cifar", jitter_prob=0)
+        >>> records = recipe.draw([7], [32], [32], epoch=0)
         >>> print(records.describe(0, 1))
-        crop 21 x 22 at (2, 9); contrast x 0.63, saturation x 0.84, brightness x 0.75
+        crop 19 x 21 at (1, 5); flip; grayscale
     """
 
     box: NDArray[np.int32]
@@ -99,10 +113,11 @@ class ViewRecords:
             dtype, tail = _LAYOUT[name]
             if array.dtype != dtype or array.shape != (*shape, *tail) or len(shape) != 2:
                 raise ValueError(
-                    f"{name} must have shape (B, V{', 4' if tail else ''}) and dtype {dtype}; got "
+                    f"{name} must have shape (B, V{', 4' if tail else ''}) and dtype "
+                    f"{np.dtype(dtype)}; got "
                     f"{array.shape} and {array.dtype}. ViewRecipe.draw makes such arrays."
                 )
-            setattr(self, name, np.ascontiguousarray(array))
+            object.__setattr__(self, name, np.ascontiguousarray(array))
 
     def images(self, chosen: Sequence[int] | slice) -> "ViewRecords":
         """Return the records of some of the images."""
@@ -232,6 +247,11 @@ def check_records(
         raise ValueError(
             f"saturation, hue and grayscale need 3 channels; got {num_channels}. Leave them out "
             "of the recipe."
+        )
+    drawn = np.sort(order, axis=-1)
+    if ((drawn[..., 1:] == drawn[..., :-1]) & (drawn[..., 1:] >= 0)).any():
+        raise ValueError(
+            "order must hold every operation at most once; got one twice. See ViewRecords."
         )
     for name in ("mean", "std"):
         values = getattr(rendering, name)

@@ -10,17 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_views.naming import did_you_mean
 from ssl_views.named_recipes import RECIPES
+from ssl_views.naming import did_you_mean
 from ssl_views.pixels import PixelBatch
+from ssl_views.recipe_checks import SHARED, check_recipe
 from ssl_views.view_drawing import draw_records
 from ssl_views.view_engines import Engine, render
 from ssl_views.view_records import COLOR_OPERATIONS, Rendering, ViewRecords, clean_records
 
 if TYPE_CHECKING:
     from ssl_views.configuration_ssl_views import SSLViewsConfig
-
-_SHARED = ("num_views", "num_channels", "image_size", "interpolation", "mean", "std", "per_view")
 
 
 class ViewGroup(NamedTuple):
@@ -90,89 +89,10 @@ class ViewRecipe:
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio", "blur_sigma", "mean", "std", "per_view"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.num_views < 2:
-            raise ValueError(
-                f"num_views must be at least 2; got {self.num_views}. The losses compare views of "
-                "an image."
-            )
-        if self.image_size < 1 or self.num_channels < 1:
-            raise ValueError(
-                f"image_size and num_channels must be at least 1; got {self.image_size} and "
-                f"{self.num_channels}. Set them to those of your images."
-            )
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("_prob") and not 0 <= value <= 1:
-                raise ValueError(
-                    f"{field.name} must be in [0, 1]; got {value}. Probabilities are fractions."
-                )
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            value = getattr(self, name)
-            if len(value) != 2 or not 0 < value[0] <= value[1]:
-                raise ValueError(
-                    f"{name} must be two numbers, 0 < smallest <= largest; got {value}. Swap or "
-                    "raise them."
-                )
-        if self.crop_scale[1] > 1:
-            raise ValueError(
-                f"crop_scale must be at most 1, the whole image; got {self.crop_scale}. Lower the "
-                "second."
-            )
-        if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:
-            raise ValueError(
-                "brightness, contrast and saturation must be >= 0 and hue in [0, 0.5]; got "
-                f"{(self.brightness, self.contrast, self.saturation, self.hue)}. 0 switches an "
-                "operation off."
-            )
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(
-                f"interpolation must be 'bilinear' or 'bicubic'; got {self.interpolation!r}. "
-                "Choose one."
-            )
         for name in ("mean", "std"):
-            value = getattr(self, name)
-            if len(value) == 1:
-                object.__setattr__(self, name, value * self.num_channels)
-            elif len(value) != self.num_channels:
-                raise ValueError(
-                    f"{name} must have one value per channel ({self.num_channels}); got "
-                    f"{len(value)}. Give that many, or one for all."
-                )
-        if min(self.std) <= 0:
-            raise ValueError(
-                f"std must be positive; got {self.std}. Use the standard deviation of your pixels."
-            )
-        if self.num_channels != 3 and (self.saturation or self.hue or self.grayscale_prob):
-            raise ValueError(
-                f"saturation, hue and grayscale_prob need 3 channels; got {self.num_channels}. "
-                "Set them to 0, or use ViewRecipe.named, which leaves them out."
-            )
-        if not 0 < self.relative_size <= 1:
-            raise ValueError(
-                f"relative_size must be in (0, 1]; got {self.relative_size}. 1 is image_size."
-            )
-        self._check_sizes()
-
-    def _check_sizes(self) -> None:
-        for numbers in self.per_view:
-            for name in numbers:
-                own = [field.name for field in fields(self) if field.name not in _SHARED]
-                if name not in own:
-                    raise ValueError(
-                        f"per_view may hold {own}; got {name!r}.{did_you_mean(name, own)} All "
-                        "views share the others."
-                    )
-        for _, size, kernel in self.groups:
-            if kernel % 2 == 0 or not 1 <= kernel <= 2 * size - 1:
-                raise ValueError(
-                    f"blur_kernel_size must be odd and below 2 * image_size = {2 * size}; got "
-                    f"{kernel}. A tenth of image_size is usual."
-                )
-        if len(self.groups) > 2:
-            raise ValueError(
-                "views may have two sizes, of global and local crops; got "
-                f"{[group.size for group in self.groups]}. Give equal relative_size."
-            )
+            if len(getattr(self, name)) == 1:
+                object.__setattr__(self, name, getattr(self, name) * self.num_channels)
+        check_recipe(self)
 
     @cached_property
     def of_views(self) -> tuple["ViewRecipe", ...]:
@@ -185,7 +105,7 @@ class ViewRecipe:
     @cached_property
     def numbers(self) -> dict[str, NDArray[np.float64]]:
         """What `draw` needs, by name: arrays (V, ...), and (V, 4) colour strengths."""
-        names = [field.name for field in fields(self) if field.name not in _SHARED]
+        names = [field.name for field in fields(self) if field.name not in SHARED]
         drawn = [name for name in names if name not in ("blur_kernel_size", "relative_size")]
         arrays = {name: np.array([getattr(v, name) for v in self.of_views]) for name in drawn}
         arrays["strength"] = np.stack([arrays[name] for name in COLOR_OPERATIONS], axis=-1)
@@ -249,8 +169,8 @@ class ViewRecipe:
     def draw(
         self,
         indices: Sequence[int],
-        heights: Sequence[int],
-        widths: Sequence[int],
+        heights: Sequence[int] | NDArray[np.int64],
+        widths: Sequence[int] | NDArray[np.int64],
         *,
         epoch: int,
         seed: int = 0,

@@ -32,6 +32,7 @@ FLOORS = [
     {
         "losses",
         "named_recipes",
+        "recipe_checks",
         "correlation_forms",
         "covariance_forms",
         "loss_modules",

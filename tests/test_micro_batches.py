@@ -38,7 +38,7 @@ def test_gradient_is_that_of_one_graph(loss, micro_batch_size):
     after = torch.get_rng_state()
     torch.manual_seed(1)
     result = loss_by_micro_batches(
-        Accelerator(cpu=True), found, loss, pixel_values, micro_batch_size
+        Accelerator(cpu=True), found, loss, {"pixel_values": pixel_values}, micro_batch_size
     )
     torch.testing.assert_close(result.total, total.detach(), atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(result.terms, terms, atol=1e-12, rtol=1e-12)
@@ -68,10 +68,10 @@ def test_gradients_are_scaled_and_synchronized_once():
     plain, scaled = Model().double(), Model().double()
     scaled.load_state_dict(plain.state_dict())
     torch.manual_seed(1)
-    loss_by_micro_batches(Accelerator(cpu=True), plain, loss, pixel_values, 3)
+    loss_by_micro_batches(Accelerator(cpu=True), plain, loss, {"pixel_values": pixel_values}, 3)
     accelerator = Recording(cpu=True)
     torch.manual_seed(1)
-    loss_by_micro_batches(accelerator, scaled, loss, pixel_values, 3)
+    loss_by_micro_batches(accelerator, scaled, loss, {"pixel_values": pixel_values}, 3)
     assert accelerator.unsynchronized == 2
     for a, b in zip(scaled.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, 8 * b.grad)

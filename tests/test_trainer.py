@@ -87,11 +87,13 @@ def losses(trainer):
 
 
 def test_the_stock_trainer_learns_saves_and_loads(digits, tmp_path):
-    trainer = stock(tmp_path, digits, num_train_epochs=20, learning_rate=3e-3)
+    size = {"per_device_train_batch_size": 40, "per_device_eval_batch_size": 80}
+    model = new_model(orthogonality_weight=0.02)
+    trainer = stock(tmp_path, digits, model, num_train_epochs=30, learning_rate=3e-3, **size)
     trainer.eval_dataset = MultiViewDataset(digits, epoch=0)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
-    assert trainer.evaluate()["eval_loss"] < 0.8 * before
+    assert trainer.evaluate()["eval_loss"] < 0.5 * before
     trainer.save_model()
     loaded = SSLViewsForPreTraining.from_pretrained(tmp_path)
     assert_same(loaded.state_dict(), weights(trainer))

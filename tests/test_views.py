@@ -40,7 +40,9 @@ def with_torchvision(image, records, at, recipe):
     if records.grayscale[at]:
         x = tv.rgb_to_grayscale(x, 3)
     if records.blur_sigma[at] > 0:
-        x = tv.gaussian_blur(x, [recipe.groups[0].kernel_size] * 2, [float(records.blur_sigma[at])] * 2)
+        x = tv.gaussian_blur(
+            x, [recipe.groups[0].kernel_size] * 2, [float(records.blur_sigma[at])] * 2
+        )
     if records.solarize[at]:
         x = tv.solarize(x, 0.5)
     return tv.normalize(x, list(recipe.mean), list(recipe.std))
@@ -103,7 +105,10 @@ def test_a_large_batch_is_rendered_in_chunks_alike():
     records = recipe.draw(range(20), [30] * 20, [30] * 20, epoch=0)
     views = render_torch(images, records, Rendering(96))
     torch.testing.assert_close(
-        views[17:], render_torch(images[17:], records.images([17, 18, 19]), Rendering(96)), atol=1e-6, rtol=0
+        views[17:],
+        render_torch(images[17:], records.images([17, 18, 19]), Rendering(96)),
+        atol=1e-6,
+        rtol=0,
     )
 
 
@@ -119,7 +124,9 @@ def test_a_clean_view_of_a_fitting_square_is_the_image():
 def test_a_clean_view_is_the_centre_of_a_wide_image():
     image = random_images(1, 10, 30)[0]
     records = clean_records(np.array([10]), np.array([30]))
-    torch.testing.assert_close(render_torch([image], records, Rendering(10))[0, 0], image[:, :, 10:20] / 255)
+    torch.testing.assert_close(
+        render_torch([image], records, Rendering(10))[0, 0], image[:, :, 10:20] / 255
+    )
 
 
 def test_other_channel_counts_leave_out_what_needs_rgb():

@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ssl_views.losses import Weight
+from ssl_views.named_recipes import RECIPES
 from ssl_views.naming import did_you_mean
 
 
@@ -53,6 +54,11 @@ class SourceArguments(LabelledDataArguments):
         1.0, "Share of the images to train on, drawn per class where there are labels."
     )
     streaming: bool = flag(False, "Read the images while training; needs --max_steps.")
+    cache: str = flag(
+        "none",
+        "Keep the decoded images: none, memory, or a folder to store them in for other runs.",
+    )
+    cache_limit_gb: float = flag(8.0, "Largest cache; more is refused before anything is decoded.")
 
 
 @dataclass
@@ -63,7 +69,8 @@ class ViewArguments:
     num_channels: int | None = flag(None, "Channels; those of the first image by default.")
     num_views: int = flag(4, "Views per image.")
     recipe: str | None = flag(
-        None, "View recipe: cifar, stl, imagenet or digits; follows the image size by default."
+        None,
+        f"View recipe: {', '.join(RECIPES)}; follows the image size by default.",
     )
     recipe_args: dict[str, Any] | str | None = flag(
         None, "Numbers of the recipe to replace, as JSON: '{\"crop_scale\": [0.25, 1.0]}'."

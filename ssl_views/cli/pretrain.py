@@ -18,11 +18,14 @@ from ssl_views.cli.arguments import (
 from ssl_views.cli.comparison import Comparison
 from ssl_views.cli.console import no_progress_bars, say
 from ssl_views.cli.setup import describe_views, make_config
-from ssl_views.data.loading import MultiViewCollator, MultiViewDataset, MultiViewIterableDataset
+from ssl_views.data.cache import PixelCache, decoded_bytes
+from ssl_views.data.dataset import MultiViewDataset, MultiViewIterableDataset
+from ssl_views.data.loading import MultiViewCollator
 from ssl_views.data.sources import DIGITS, load_images, load_train_and_test, take_fraction
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
 from ssl_views.trainer import SSLViewsTrainer
 from ssl_views.training_args import SSLViewsTrainingArguments
+from ssl_views.view_engines import engine_name
 from ssl_views.views import ViewRecipe
 
 # What `ssl-views pretrain` alone does: minutes on two CPU cores.
@@ -63,13 +66,16 @@ def run(argv: list[str]) -> None:
         most = max(1, len(comparison.test) // args.world_size)
         args.per_device_eval_batch_size = min(args.per_device_eval_batch_size, most)
     config = make_config(train, source.dataset, views, model_args)
+    dataset: Any
+    if source.streaming:
+        dataset = MultiViewIterableDataset(train)
+    else:
+        dataset = MultiViewDataset(train, cache=_cache(train, source, config.num_channels, args))
     model = SSLViewsForPreTraining(config, pretrained_backbone=model_args.pretrained_backbone)
     trainer = SSLViewsTrainer(
         model,
         args,
-        train_dataset=MultiViewIterableDataset(train)
-        if source.streaming
-        else MultiViewDataset(train),
+        train_dataset=dataset,
         eval_dataset=MultiViewDataset(comparison.test, epoch=0) if comparison else None,
         data_collator=MultiViewCollator(ViewRecipe.for_config(config), args.seed),
         probe_train=comparison.train if comparison else None,
@@ -79,6 +85,7 @@ def run(argv: list[str]) -> None:
         count = "a stream of" if source.streaming else f"{len(train):,}"
         held_out = "" if source.streaming else f", {len(test):,} others to evaluate"
         say(f"{count} images from {source.dataset}{held_out}; {describe_views(config)}")
+        say(f"views by the {engine_name()} engine")
         say(f"{config.backbone}, projector {config.projector_dim}, loss {config.loss}")
         if comparison:
             start = "pretrained" if model_args.pretrained_backbone else "untrained"
@@ -111,6 +118,28 @@ def _checkpoint(output_dir: str, args: SSLViewsTrainingArguments) -> str | None:
     return last
 
 
+def _cache(
+    rows: Any, source: SourceArguments, num_channels: int, args: SSLViewsTrainingArguments
+) -> PixelCache | None:
+    """Decode all images once, if asked for."""
+    if source.cache == "none":
+        return None
+    dataset = MultiViewDataset(rows)
+    if args.process_index == 0:
+        gigabytes = decoded_bytes(dataset, num_channels) / 1e9
+        say(
+            f"decoded images take {gigabytes:.2f} GB; at most {source.cache_limit_gb:g} are allowed"
+        )
+    with args.main_process_first(desc="decoding images"):
+        return PixelCache.of(
+            dataset,
+            num_channels,
+            limit_bytes=int(source.cache_limit_gb * 1e9),
+            folder=None if source.cache == "memory" else source.cache,
+            num_threads=max(1, args.view_threads),
+        )
+
+
 def _stream(source: SourceArguments, args: SSLViewsTrainingArguments) -> Any:
     if args.max_steps <= 0:
         raise ValueError(
@@ -120,6 +149,11 @@ def _stream(source: SourceArguments, args: SSLViewsTrainingArguments) -> Any:
         raise ValueError(
             "a streamed run evaluates nothing, so test_split would be ignored. Leave it out, and "
             "evaluate afterwards."
+        )
+    if source.cache != "none":
+        raise ValueError(
+            f"cache needs all images at the start; streaming has none, and got {source.cache!r}. "
+            "Use one of the two."
         )
     if source.fraction != 1:
         raise ValueError(

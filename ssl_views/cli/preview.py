@@ -13,7 +13,7 @@ from ssl_views.cli.arguments import (
 )
 from ssl_views.cli.console import say
 from ssl_views.cli.setup import describe_views, make_config
-from ssl_views.data.loading import decode_images
+from ssl_views.data.dataset import decode_batch
 from ssl_views.data.sources import load_images
 from ssl_views.plots import draw_view_grid
 from ssl_views.views import ViewRecipe
@@ -39,7 +39,9 @@ def run(argv: list[str]) -> None:
     rows = load_images(data.dataset, split=data.split, image_column=data.image_column)
     config = make_config(rows, data.dataset, views, ModelArguments())
     indices = range(min(preview.num_images, len(rows)))
-    images = decode_images([rows[i]["image"] for i in indices], indices, config.num_channels)
+    images = decode_batch(
+        [rows[i]["image"] for i in indices], indices, config.num_channels
+    ).tensors()
     picture = draw_view_grid(
         images, ViewRecipe.for_config(config), seed=preview.seed, epoch=preview.epoch
     )

@@ -19,8 +19,8 @@ from ssl_views.cli.arguments import (
 )
 from ssl_views.cli.console import no_progress_bars
 from ssl_views.configuration_ssl_views import SSLViewsConfig
-from ssl_views.data.decode import num_channels_of
-from ssl_views.data.loading import decode_images, naming_image
+from ssl_views.data.dataset import decode_batch
+from ssl_views.data.decode import naming_image, num_channels_of
 from ssl_views.data.sources import DIGITS
 from ssl_views.modeling_ssl_views import SSLViewsModel
 from ssl_views.views import ViewRecipe
@@ -78,22 +78,18 @@ def make_config(
     )
 
 
-def _decode(values: Sequence[Any], num_channels: int) -> list[Any]:
-    return decode_images(values, range(len(values)), num_channels)
-
-
 def _size_of(values: Sequence[Any], num_channels: int) -> int:
     """Return the largest usual size that is not above the shorter side of most images."""
-    side = statistics.median(min(image.shape[1:]) for image in _decode(values, num_channels))
+    pixels = decode_batch(values, range(len(values)), num_channels)
+    side = statistics.median(np.minimum(pixels.heights, pixels.widths).tolist())
     return max((size for size in _SIZES if size <= side), default=_SIZES[0])
 
 
 def _measure(rows: Any, num_channels: int) -> dict[str, list[float]]:
     """Return mean and std per channel of the first images, in [0, 1]."""
     values = [row["image"] for row in islice(iter(rows), _MEASURE)]
-    pixels = (
-        np.concatenate([i.flatten(1).numpy() for i in _decode(values, num_channels)], axis=1) / 255
-    )
+    images = decode_batch(values, range(len(values)), num_channels).tensors()
+    pixels = np.concatenate([image.flatten(1).numpy() for image in images], axis=1) / 255
     mean, std = pixels.mean(axis=1), np.maximum(pixels.std(axis=1), 1 / 255)
     return {"mean": [round(float(v), 4) for v in mean], "std": [round(float(v), 4) for v in std]}
 

@@ -1,15 +1,19 @@
 """From whatever a row holds to uint8 pixels."""
 
 import io
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+_JPEG = b"\xff\xd8\xff"
 _NEEDS_SCALING = (
     "Scale the pixels to uint8 yourself: the range of float and int32 images is not defined."
 )
@@ -19,30 +23,49 @@ class ImageError(ValueError):
     """An image that cannot be used; the message names it."""
 
 
-def open_image(value: Any) -> "Image.Image | np.ndarray[Any, Any]":
+@contextmanager
+def naming_image(value: Any, index: int) -> Iterator[None]:
+    """Name the image, its index and path, in an ImageError raised inside."""
+    try:
+        yield
+    except ImageError as error:
+        path = value.get("path") if isinstance(value, Mapping) else None
+        place = f" ({path})" if path else ""
+        raise ImageError(f"image {index}{place}: {error}. Remove or repair it.") from error
+
+
+def _read(value: Any) -> Any:
+    """Return the bytes of a row's image where it is encoded, else what the row holds."""
+    if not isinstance(value, Mapping):
+        return value
+    path, encoded = value.get("path"), value.get("bytes")
+    if encoded is not None or path is None:
+        return encoded
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"the file cannot be read: {error}") from error
+
+
+def open_image(value: Any, load: bool = True) -> "Image.Image | np.ndarray[Any, Any]":
     """Open what a row's image column holds, without converting it.
 
     Args:
         value: encoded bytes, {"bytes": ..., "path": ...} as `datasets.Image(decode=False)` gives, a
             PIL image, or an array (H, W) or (H, W, C).
+        load: decode it; without, only its header is read.
 
     Raises:
         ImageError: if nothing can be opened.
     """
-    if isinstance(value, Mapping):
-        path = value.get("path")
-        value = value.get("bytes")
-        if value is None and path is not None:
-            try:
-                value = Path(path).read_bytes()
-            except OSError as error:
-                raise ImageError(f"the file cannot be read: {error}") from error
+    value = _read(value)
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, bytes):
         try:
             image = Image.open(io.BytesIO(value))
-            image.load()
+            if load:
+                image.load()
         except UnidentifiedImageError as error:
             raise ImageError("the bytes cannot be decoded: no known image format") from error
         except (
@@ -70,11 +93,18 @@ def num_channels_of(value: Any) -> int:
     return 1 if image.mode in ("1", "L") or image.mode.startswith("I;16") else 3
 
 
-def decode_image(value: Any, num_channels: int) -> Tensor:
+def image_size(value: Any) -> tuple[int, int]:
+    """Return height and width from the header; EXIF may swap them when the image is decoded."""
+    image = open_image(value, load=False)
+    return image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
+
+
+def decode_pixels(value: Any, num_channels: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
     """Return the pixels of an image.
 
     EXIF rotation is applied, alpha is laid over white, 16-bit grey is divided by 257, palettes and
-    CMYK become RGB, of an animation the first frame is used.
+    CMYK become RGB, of an animation the first frame is used. JPEG is decoded by libjpeg-turbo with
+    the settings of Pillow, which gives the same pixels.
 
     Args:
         value: see `open_image`.
@@ -82,11 +112,16 @@ def decode_image(value: Any, num_channels: int) -> Tensor:
             image.
 
     Returns:
-        (C, H, W) uint8.
+        (H, W, C) uint8, contiguous.
 
     Raises:
         ImageError: if it cannot be decoded or has another number of channels.
     """
+    value = _read(value)
+    if isinstance(value, bytes) and value.startswith(_JPEG):
+        pixels = _decode_jpeg(value, num_channels)
+        if pixels is not None:
+            return pixels
     image = open_image(value)
     array = image if isinstance(image, np.ndarray) else _pixels(image, num_channels)
     if array.ndim == 2:
@@ -102,7 +137,32 @@ def decode_image(value: Any, num_channels: int) -> Tensor:
         )
     if 0 in array.shape:
         raise ImageError(f"the image is empty: {array.shape}")
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+    return np.ascontiguousarray(array)
+
+
+def decode_image(value: Any, num_channels: int) -> Tensor:
+    """Return the pixels of an image as a uint8 tensor (C, H, W), see `decode_pixels`.
+
+    The channels of a pixel lie side by side in memory.
+    """
+    pixels = decode_pixels(value, num_channels)
+    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
+
+
+def _decode_jpeg(encoded: bytes, num_channels: int) -> "np.ndarray[Any, np.dtype[np.uint8]] | None":
+    """Decode a plain JPEG; None for one that Pillow has to look at, a broken one among them."""
+    if num_channels not in (1, 3) or b"Exif\0\0" in encoded:  # may have to be rotated
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
+        # Pillow's grey of a colour image is not the one that is stored in it.
+        if height * width > (Image.MAX_IMAGE_PIXELS or math.inf) or not (
+            colorspace == "Gray" or (colorspace in ("YCbCr", "RGB") and num_channels == 3)
+        ):
+            return None
+        return simplejpeg.decode_jpeg(encoded, "Gray" if num_channels == 1 else "RGB")
+    except ValueError:
+        return None
 
 
 def _pixels(image: Image.Image, num_channels: int) -> "np.ndarray[Any, Any]":

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_views.data.loading import decode_and_render
+from ssl_views.data.dataset import MultiViewDataset
 from ssl_views.modeling_ssl_views import SSLViewsModel
 from ssl_views.views import ViewRecipe
 
 RAW_PIXEL_SIZE = 32
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,12 @@ def labels_of(rows: Any) -> Tensor | None:
 
 
 def _clean_views(rows: Any, recipe: ViewRecipe, batch_size: int) -> Iterator[Tensor]:
+    dataset = MultiViewDataset(rows)
     for start in range(0, len(rows), batch_size):
-        batch = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
-        values = [row["image"] for row in batch]
-        indices = [row.get("index", start + i) for i, row in enumerate(batch)]
-        yield decode_and_render(
-            values, indices, recipe, lambda images, _: recipe.clean_view(images)
-        )
+        stop = min(start + batch_size, len(rows))
+        parts = []
+        for some in range(start, stop, _AT_ONCE):  # large images never lie in memory together
+            numbers = range(some, min(some + _AT_ONCE, stop))
+            pixels, _ = dataset.pixels(numbers, recipe.num_channels)
+            parts.append(recipe.clean_view(pixels))
+        yield torch.cat(parts)

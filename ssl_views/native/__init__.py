@@ -19,7 +19,7 @@ from ssl_views.pixels import PixelBatch
 from ssl_views.view_records import Rendering, ViewRecords, check_records
 
 LIBRARY = Path(__file__).with_name("_views" + (sysconfig.get_config_var("SHLIB_SUFFIX") or ".so"))
-_INTERFACE = 1  # SSL_VIEWS_INTERFACE of views.h
+_INTERFACE = 2  # SSL_VIEWS_INTERFACE of views.h
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 
 
@@ -40,14 +40,13 @@ class _Batch(ctypes.Structure):
 def _load() -> Any:
     """Load the library, or say in a sentence why not."""
     if not LIBRARY.is_file():
-        return "it was not built, for want of a C++17 compiler (GCC 9 or Clang 11) at installation"
+        return "it was not built, which takes a C++17 compiler (GCC 9, Clang 11) at installation"
     library = ctypes.CDLL(str(LIBRARY))
     if library.ssl_views_interface() != _INTERFACE:
         return "it was built from other sources; install the package again"
     library.ssl_views_isa.restype = ctypes.c_char_p
-    number, pointer = ctypes.c_int64, ctypes.c_void_p
-    words = [ctypes.c_uint32, ctypes.c_uint32, pointer]
-    library.ssl_views_philox.argtypes = [pointer, number, number, number, *words]
+    number, pointer, word = ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint32
+    library.ssl_views_philox.argtypes = [pointer, number, number, number, word, word, pointer]
     library.ssl_views_philox.restype = None
     library.ssl_views_render.argtypes = [ctypes.POINTER(_Batch), ctypes.c_int, ctypes.c_int]
     return library

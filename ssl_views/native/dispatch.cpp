@@ -23,7 +23,7 @@ FOR_EACH_ISA(DECLARE)
 
 namespace {
 
-struct Engine {
+struct InstructionSet {
   const char* name;
   size_t (*scratch)(const SslViewsBatch*, int64_t);
   void (*render)(const SslViewsBatch*, int64_t, char*);
@@ -31,19 +31,21 @@ struct Engine {
 
 // From the plainest to the widest.
 #define ENTRY(isa) {#isa, ssl_views_scratch_##isa, ssl_views_render_##isa},
-const Engine ENGINES[] = {FOR_EACH_ISA(ENTRY)};
-const int NUM_ENGINES = sizeof(ENGINES) / sizeof(ENGINES[0]);
+const InstructionSet ISAS[] = {FOR_EACH_ISA(ENTRY)};
+const int NUM_ISAS = sizeof(ISAS) / sizeof(ISAS[0]);
 
 int num_usable() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
-  if (NUM_ENGINES < 3 || !__builtin_cpu_supports("avx512f") ||
-      !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
-      !__builtin_cpu_supports("avx512vl"))
-    return 2;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  const int supported = avx512 ? 3 : avx2 ? 2 : 1;
+  return supported < NUM_ISAS ? supported : NUM_ISAS;
+#else
+  return NUM_ISAS;
 #endif
-  return NUM_ENGINES;
 }
 
 // Memory that a thread keeps for its next view, aligned to a cache line.
@@ -70,21 +72,21 @@ thread_local Memory memory;
 
 EXPORT int ssl_views_interface() { return SSL_VIEWS_INTERFACE; }
 EXPORT int ssl_views_num_usable() { return num_usable(); }
-EXPORT const char* ssl_views_isa(int number) { return ENGINES[number].name; }
+EXPORT const char* ssl_views_isa(int number) { return ISAS[number].name; }
 
 // Renders all views of a batch. Returns 0, or 1 if there was not enough memory.
 EXPORT int ssl_views_render(const SslViewsBatch* batch, int isa, int num_threads) {
-  const Engine& engine = ENGINES[isa];
+  const InstructionSet& chosen = ISAS[isa];
   const int64_t num_views = batch->num_images * batch->num_views;
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   auto work = [&] {
     for (int64_t view; (view = next++) < num_views && !failed;) {
-      char* scratch = memory.of(engine.scratch(batch, view) + 64);
+      char* scratch = memory.of(chosen.scratch(batch, view) + 64);
       if (scratch == nullptr)
         failed = true;
       else
-        engine.render(batch, view, scratch);
+        chosen.render(batch, view, scratch);
     }
 #if defined(__x86_64__)
     __builtin_ia32_sfence();  // what was written around the caches is there for every thread

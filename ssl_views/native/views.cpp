@@ -3,7 +3,7 @@
 // ISA (a name) and LANES (floats per vector) defined; dispatch.cpp chooses at run time.
 //
 // Vectors are those of GCC and Clang, so the source is the same for every processor. Everything is
-// in an anonymous namespace and nothing of the standard library's templates is used: a function
+// in an anonymous namespace and no function of the standard library's templates is used: one that is
 // compiled for AVX-512 must never be linked into the others.
 //
 // Crop-resize and blur are both a separable linear map, applied to four rows at a time:
@@ -36,12 +36,11 @@ typedef uint32_t UintVec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
 typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
 
-const int ROWS = 4;                // rows in flight
-const int BLOCK = 4;                // vectors side by side in `down`
-const int BLUR_BLOCK = 4;           // vectors side by side in `down_blur`
-const int COLUMNS = LANES / ROWS;  // output columns of a vector in `across`
-const size_t LARGE_BATCH = 8 << 20; // bytes
-const float BLUR_CUTOFF = 5e-7f;   // weights of the blur below this are left out
+const int ROWS = 4;                // in flight
+const int WIDE = 4;                // vectors side by side in `down`
+const int COLUMNS = LANES / ROWS;  // of a vector in `across`
+const size_t LARGE_BATCH = 8 << 20;  // bytes
+const float BLUR_CUTOFF = 5e-7f;     // weights of the blur below this are left out
 
 template <class T> inline T load(const void* from) {
   T value;
@@ -316,8 +315,8 @@ inline void down_block(const uint8_t* pixels, size_t stride, const Taps& taps, i
 void down_bytes(const uint8_t* pixels, size_t stride, int columns, const Taps& taps, int padded,
                 const int* rows, float* to) {
   int x = 0;
-  for (; x + BLOCK * LANES <= columns; x += BLOCK * LANES)
-    down_block<BLOCK>(pixels + x, stride, taps, padded, rows, to + (size_t)x * ROWS);
+  for (; x + WIDE * LANES <= columns; x += WIDE * LANES)
+    down_block<WIDE>(pixels + x, stride, taps, padded, rows, to + (size_t)x * ROWS);
   for (; x + LANES <= columns; x += LANES)
     down_block<1>(pixels + x, stride, taps, padded, rows, to + (size_t)x * ROWS);
   if (x < columns && columns >= LANES) {  // a last vector that overlaps the one before
@@ -397,8 +396,8 @@ inline void blur_block(const float* const* rows, int num_rows, int x, const floa
 
 void down_blur(const float* const* rows, int num_rows, int padded, const float* weight, float* to) {
   int x = 0;
-  for (; x + BLUR_BLOCK * LANES <= padded; x += BLUR_BLOCK * LANES)
-    blur_block<BLUR_BLOCK>(rows, num_rows, x, weight, to);
+  for (; x + WIDE * LANES <= padded; x += WIDE * LANES)
+    blur_block<WIDE>(rows, num_rows, x, weight, to);
   for (; x < padded; x += LANES) blur_block<1>(rows, num_rows, x, weight, to);
 }
 
@@ -496,7 +495,8 @@ double color_rgb(float* red, float* green, float* blue, int count, const Step* s
   return total;
 }
 
-// The same for one plane of any other number of channels: brightness and contrast only.
+// The same for one plane of any other number of channels, where every step is a factor and an
+// offset: brightness and contrast.
 double color_plane(float* plane, int count, const Step* steps, int num_steps) {
   Vec sum = {};
   for (int i = 0; i < count; i += LANES) {
