@@ -17,8 +17,14 @@ X86 = {  # instruction set: (floats per vector, compiler flags), from the plaine
     "avx512": (16, [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mavx2", "-mfma"]),
 }
 OTHER = {"generic": (4, [])}  # NEON on ARM
-FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-psabi"]
-FLAGS += ["-Wno-maybe-uninitialized"]  # of GCC 12 in its own headers
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-ffp-contract=off",  # weights as torch computes them
+    "-fvisibility=hidden",
+    "-w",  # compilers warn of their own headers and of the size of vectors
+]
 
 
 class BuildNative(build_ext):

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from statistics import mean, median
 
+from view_tables import loader, views, views_jpeg
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -193,8 +195,11 @@ TABLES = {  # by name: the function, and the JSON it reads
     "losses_scaling": (losses_scaling, "losses"),
     "losses_over_processes": (losses_over_processes, "losses_over_processes"),
     "orthogonality_weight": (orthogonality_weight, "orthogonality_weight"),
+    "views": (views, "views"),
+    "views_jpeg": (views_jpeg, "views"),
+    "loader": (loader, "loader"),
 }
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "losses.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("losses", "views")))
 BLOCK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", flags=re.DOTALL)
 
 

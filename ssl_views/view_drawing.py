@@ -61,7 +61,7 @@ def draw_records(
 
     strength = numbers["strength"]
     operations = _ORDERS[(order * len(_ORDERS)).astype(np.int64)]
-    used = np.take_along_axis(np.broadcast_to(strength, operations.shape), operations, -1) > 0
+    used = strength[np.arange(len(strength))[:, None], operations] > 0
     used &= (jitter < numbers["jitter_prob"])[..., None]
     low, high = np.maximum(1 - strength, 0), 1 + strength
     low[:, HUE], high[:, HUE] = -strength[:, HUE], strength[:, HUE]
@@ -91,20 +91,19 @@ def _draw_boxes(
     seed: int,
 ) -> NDArray[np.int32]:
     """Return (B, V, 4) boxes: the first of ten random shapes that fits, else the largest one."""
-    shape = random.shape[:2]
-    height = np.broadcast_to(heights[:, None], shape)
-    width = np.broadcast_to(widths[:, None], shape)
     scale, ratio = recipe.numbers["crop_scale"], recipe.numbers["crop_ratio"]
+    height, width = heights[:, None], widths[:, None]
     crop, fits = _try(random[..., 13], random[..., 14], height, width, scale, ratio)
-    if not fits.all():  # further tries, for the images that need them
-        rows = np.flatnonzero(~fits.all(axis=1))
-        more = uniforms(seed, epoch, index[rows], shape[1], _NUMBERS + 2 * (_CROP_TRIES - 1))
-        height, width = height[rows], width[rows]
-        for start in range(_NUMBERS, more.shape[-1], 2):
-            again, fit = _try(more[..., start], more[..., start + 1], height, width, scale, ratio)
-            new = fit & ~fits[rows]
-            crop[rows] = np.where(new[..., None], again, crop[rows])
-            fits[rows] |= fit
+    if not fits.all():  # further tries, all at once, for the views that need them
+        image, view = np.nonzero(~fits)
+        rows, place = np.unique(image, return_inverse=True)
+        more = uniforms(seed, epoch, index[rows], len(scale), _NUMBERS + 2 * (_CROP_TRIES - 1))
+        tries = more[place, view, _NUMBERS:].reshape(len(image), -1, 2)
+        size = heights[image, None], widths[image, None]
+        crops, fit = _try(tries[..., 0], tries[..., 1], *size, scale[view, None], ratio[view, None])
+        first = fit.argmax(axis=1)
+        crop[image, view] = crops[np.arange(len(image)), first]
+        fits[image, view] = fit.any(axis=1)
     whole = np.stack([heights, widths], axis=-1)[:, None]
     corner = np.floor(random[..., :2] * (whole - crop + 1))
     if not fits.all():
@@ -127,9 +126,9 @@ def _try(
     scale: NDArray[np.float64],
     ratio: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return crops (B, V, 2) of random area and ratio, and which of them fit into the image."""
-    pixels = height * width * (scale[:, 0] + (scale[:, 1] - scale[:, 0]) * area)
-    low, high = np.log(ratio).T
+    """Return crops (..., 2) of random area and ratio, and which of them fit into the image."""
+    pixels = height * width * (scale[..., 0] + (scale[..., 1] - scale[..., 0]) * area)
+    low, high = np.moveaxis(np.log(ratio), -1, 0)
     aspect = np.exp(low + (high - low) * shape)
     rows, columns = np.rint(np.sqrt(pixels / aspect)), np.rint(np.sqrt(pixels * aspect))
     fits = (rows >= 1) & (rows <= height) & (columns >= 1) & (columns <= width)

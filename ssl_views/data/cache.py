@@ -6,16 +6,15 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_views.data.dataset import MultiViewDataset
 from ssl_views.data.decode import image_size, naming_image
 from ssl_views.pixels import PixelBatch
-
-if TYPE_CHECKING:
-    from ssl_views.data.dataset import MultiViewDataset
 
 _AT_ONCE = 32
 _FORMAT = 1
@@ -65,7 +64,7 @@ class PixelCache:
     @classmethod
     def of(
         cls,
-        dataset: "MultiViewDataset",
+        dataset: MultiViewDataset,
         num_channels: int,
         *,
         limit_bytes: int,
@@ -86,6 +85,9 @@ class PixelCache:
             ValueError: if the pixels would take too much, or the rows have no fingerprint.
             ImageError: with the index and path of an image that cannot be decoded.
         """
+        dataset = MultiViewDataset(dataset.rows, dataset.image_column)
+        if len(dataset) == 0:
+            raise ValueError("a cache needs at least one image; got none. Check the data set.")
         path = None if folder is None else Path(folder)
         stamp: dict[str, Any] = {
             "format": _FORMAT,
@@ -94,6 +96,7 @@ class PixelCache:
         }
         if path is not None:
             stamp["fingerprint"] = _fingerprint(dataset.rows)
+            stamp["image_column"] = dataset.image_column
             stored = _stored(path, stamp)
             if stored is not None:
                 return cls(*stored, num_channels=num_channels)
@@ -114,10 +117,12 @@ class PixelCache:
         if path is not None:
             cast(np.memmap[Any, Any], pixels).flush()
             np.savez(path / _IMAGES, heights=heights, widths=widths, indices=cache._indices)
-            (path / _STAMP).write_text(json.dumps(stamp))  # last: what has a stamp is whole
+            unfinished = path / f"{_STAMP}.unfinished"
+            unfinished.write_text(json.dumps(stamp))
+            unfinished.replace(path / _STAMP)  # last: what has a stamp is whole
         return cache
 
-    def _decode(self, dataset: "MultiViewDataset", part: range) -> None:
+    def _decode(self, dataset: MultiViewDataset, part: range) -> None:
         batch, indices = dataset.pixels(part, self.num_channels)
         self._indices[part] = np.array(indices, dtype=np.uint64)
         for row, image in zip(part, batch.owner, strict=True):
@@ -127,18 +132,18 @@ class PixelCache:
             self._pixels[start : start + image.size] = image.reshape(-1)
 
 
-def decoded_bytes(dataset: "MultiViewDataset", num_channels: int) -> int:
+def decoded_bytes(dataset: MultiViewDataset, num_channels: int) -> int:
     """Return how many bytes the decoded images take, from their headers."""
     sizes = (size for part in _parts(dataset) for size in _sizes(dataset, part))
     return sum(math.prod(size) for size in sizes) * num_channels
 
 
-def _parts(dataset: "MultiViewDataset") -> list[range]:
+def _parts(dataset: MultiViewDataset) -> list[range]:
     starts = range(0, len(dataset), _AT_ONCE)
     return [range(start, min(start + _AT_ONCE, len(dataset))) for start in starts]
 
 
-def _sizes(dataset: "MultiViewDataset", part: range) -> list[tuple[int, int]]:
+def _sizes(dataset: MultiViewDataset, part: range) -> list[tuple[int, int]]:
     """Return the height and width of some images, from their headers."""
     values, indices = dataset.read(part)
     sizes = []
@@ -167,14 +172,22 @@ def _memory(path: Path | None, num_bytes: int) -> NDArray[np.uint8]:
     if path is None:
         return np.empty(num_bytes, dtype=np.uint8)
     path.mkdir(parents=True, exist_ok=True)
-    (path / _STAMP).unlink(missing_ok=True)
+    for name in (_STAMP, _PIXELS, _IMAGES):  # who has it open keeps what it holds
+        (path / name).unlink(missing_ok=True)
     return np.memmap(path / _PIXELS, dtype=np.uint8, mode="w+", shape=(num_bytes,))
 
 
 def _stored(path: Path, stamp: dict[str, Any]) -> tuple[Any, Any, Any, Any] | None:
-    """Open a cache if it has this stamp."""
-    if not (path / _STAMP).is_file() or json.loads((path / _STAMP).read_text()) != stamp:
+    """Open a cache if it has this stamp and is whole."""
+    try:
+        if json.loads((path / _STAMP).read_text()) != stamp:
+            return None
+        pixels = np.memmap(path / _PIXELS, dtype=np.uint8, mode="r")
+        with np.load(path / _IMAGES, allow_pickle=False) as images:
+            heights, widths, indices = (images[name] for name in ("heights", "widths", "indices"))
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
         return None
-    pixels = np.memmap(path / _PIXELS, dtype=np.uint8, mode="r")
-    with np.load(path / _IMAGES, allow_pickle=False) as images:
-        return pixels, images["heights"], images["widths"], images["indices"]
+    whole = len(heights) == len(widths) == len(indices) == stamp["num_images"]
+    if not whole or len(pixels) != (heights * widths).sum() * stamp["num_channels"]:
+        return None
+    return pixels, heights, widths, indices

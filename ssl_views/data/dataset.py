@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import fsspec
+import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
@@ -106,9 +108,9 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         """Read what some rows hold: their images, encoded, and their indices."""
         if self._table is not None:
             table = self._table[list(rows)]
-            names = table.column_names
-            indices = table["index"].to_pylist() if "index" in names else list(rows)
-            return table[self.image_column].to_pylist(), indices
+            known = "index" in table.column_names
+            indices = table["index"].to_pylist() if known else list(rows)
+            return _values(table[self.image_column].combine_chunks()), indices
         members = [self.rows[row] for row in rows]
         indices = [
             int(m["index"]) if "index" in m else row for m, row in zip(members, rows, strict=True)
@@ -131,6 +133,8 @@ def _encoded(rows: Any, image_column: str) -> Any:
     """Return a view of a `datasets.Dataset` that gives Arrow tables, if its images are encoded."""
     if not isinstance(rows, datasets.Dataset) or image_column not in rows.column_names:
         return None
+    if rows.format["type"] == "custom":  # a transform of the user's
+        return None
     feature = rows.features[image_column]
     encoded = isinstance(feature, datasets.Image) and not feature.decode
     binary = isinstance(feature, datasets.Value) and "binary" in feature.dtype
@@ -138,6 +142,26 @@ def _encoded(rows: Any, image_column: str) -> Any:
         return None
     names = [name for name in (image_column, "index") if name in rows.column_names]
     return rows.select_columns(names).with_format("arrow")
+
+
+def _values(column: Any) -> list[Any]:
+    """Return the images of an Arrow array: bytes, or dictionaries with bytes and path."""
+    if not isinstance(column, pa.StructArray) or column.null_count:
+        return column.to_pylist()
+    encoded, paths = column.field("bytes"), column.field("path")
+    if encoded.null_count:
+        return column.to_pylist()
+    pairs = zip(_bytes(encoded), paths.to_pylist(), strict=True)
+    return [{"bytes": data, "path": path} for data, path in pairs]
+
+
+def _bytes(array: Any) -> list[bytes]:
+    """Return what an Arrow array of bytes without nulls holds."""
+    dtype = np.int64 if pa.types.is_large_binary(array.type) else np.int32
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, dtype)[array.offset : array.offset + len(array) + 1].tolist()
+    memory = memoryview(data)
+    return [bytes(memory[start:end]) for start, end in pairwise(ends)]
 
 
 def decode_batch(values: Sequence[Any], indices: Sequence[int], num_channels: int) -> PixelBatch:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,19 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+_ORIENTATION = 0x0112  # tag of EXIF
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _JPEG = b"\xff\xd8\xff"
 _NEEDS_SCALING = (
     "Scale the pixels to uint8 yourself: the range of float and int32 images is not defined."
@@ -73,6 +84,7 @@ def open_image(value: Any, load: bool = True) -> "Image.Image | np.ndarray[Any, 
             ValueError,
             SyntaxError,
             RuntimeError,
+            TypeError,
             Image.DecompressionBombError,
         ) as error:
             raise ImageError(f"the bytes cannot be decoded: {error}") from error
@@ -151,7 +163,9 @@ def decode_image(value: Any, num_channels: int) -> Tensor:
 
 def _decode_jpeg(encoded: bytes, num_channels: int) -> "np.ndarray[Any, np.dtype[np.uint8]] | None":
     """Decode a plain JPEG; None for one that Pillow has to look at, a broken one among them."""
-    if num_channels not in (1, 3) or b"Exif\0\0" in encoded:  # may have to be rotated
+    if num_channels not in (1, 3):
+        return None
+    if b"Exif\0\0" in encoded or b"tiff:Orientation" in encoded:  # may have to be rotated
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -161,12 +175,21 @@ def _decode_jpeg(encoded: bytes, num_channels: int) -> "np.ndarray[Any, np.dtype
         ):
             return None
         return simplejpeg.decode_jpeg(encoded, "Gray" if num_channels == 1 else "RGB")
-    except ValueError:
+    except (ValueError, KeyError):  # the second for a sampling that simplejpeg does not know
         return None
 
 
+def _rotated(image: Image.Image) -> Image.Image:
+    """Apply the orientation of EXIF or XMP; a broken one changes nothing."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except (OSError, ValueError, TypeError, SyntaxError, AttributeError, struct.error):
+        return image
+    return image.transpose(_TURN[orientation]) if orientation in _TURN else image
+
+
 def _pixels(image: Image.Image, num_channels: int) -> "np.ndarray[Any, Any]":
-    image = ImageOps.exif_transpose(image)
+    image = _rotated(image)
     if image.mode.startswith("I;16"):
         return np.round(np.asarray(image) / 257).astype(np.uint8)
     if image.mode in ("I", "F"):

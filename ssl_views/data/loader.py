@@ -19,8 +19,6 @@ from ssl_views.data.loading import (
     decode_items,
 )
 
-_IMAGES_AT_ONCE = 128  # by one thread: enough that little time goes to preparing
-
 
 class BufferPool:
     """Memory that is used again when nobody looks at it any more.
@@ -126,7 +124,8 @@ class MultiViewLoader:
     ) -> tuple[Any, list[Future[Any]]]:
         """Give the parts of a batch to the threads."""
         check_items(items)
-        at_once = min(_IMAGES_AT_ONCE, -(-len(items) // self.num_threads))
+        # No more parts than keep all threads busy: each costs some time to prepare.
+        at_once = -(-len(items) // -(-self.num_threads // self.prefetch))
         parts = [slice(i, i + at_once) for i in range(0, len(items), at_once)]
         if self.render_on_device:
             channels = self.collate_fn.recipe.num_channels
@@ -166,7 +165,11 @@ class MultiViewLoader:
             on_device = list(stacked.to(self.device, non_blocking=True))
             parts.append(
                 recipe.render_groups(
-                    on_device, records, engine="torch", dtype=self.collate_fn.dtype
+                    on_device,
+                    records,
+                    engine="torch",
+                    dtype=self.collate_fn.dtype,
+                    channels_last=self.collate_fn.channels_last,
                 )
             )
         views = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))

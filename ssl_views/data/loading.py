@@ -103,7 +103,7 @@ class MultiViewCollator:
                     out=[x[start:stop] for x in batch.values()],
                 )
                 start = stop
-                # Large images do not lie in memory together; this changes nothing else.
+                # Large images do not lie in memory together.
                 largest = int((pixels.heights * pixels.widths).max())
                 self._at_once = max(1, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // largest))
 
@@ -112,12 +112,14 @@ def check_items(items: Sequence[Mapping[str, Any]]) -> None:
     """Refuse what is not items of a MultiViewDataset."""
     if isinstance(items, ImageRows) and len(items):
         return
-    if not items or not {"image", "index", "epoch"} <= items[0].keys():
-        found = sorted(items[0]) if items else "no items"
+    named = isinstance(items, Sequence) and len(items) > 0 and isinstance(items[0], Mapping)
+    if not named or not {"image", "index", "epoch"} <= items[0].keys():
+        found = sorted(items[0]) if named else "others" if items else "no items"
         raise ValueError(
             f"MultiViewCollator takes items with image, index and epoch; got {found}. Wrap "
             "your data set: MultiViewDataset(dataset, image_column=...), and set "
-            "remove_unused_columns=False."
+            "remove_unused_columns=False. (The loader of a MultiViewLoader takes "
+            "collate_fn=MultiViewLoader.items.)"
         )
 
 
