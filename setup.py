@@ -14,7 +14,7 @@ NATIVE = "ssl_views/native"
 X86 = {  # instruction set: (floats per vector, compiler flags), from the plainest to the widest
     "sse2": (4, []),
     "avx2": (8, ["-mavx2", "-mfma"]),
-    "avx512": (16, [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mavx2", "-mfma"]),
+    "avx512": (16, "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mtune=icelake-server".split()),
 }
 OTHER = {"generic": (4, [])}  # NEON on ARM
 FLAGS = [

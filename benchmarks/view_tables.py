@@ -44,8 +44,9 @@ def views(result):
         *lines,
         "",
         f"Time per view, in multiples of the native engine's "
-        f"({result['instruction_set'].upper()}): V = {cells[0]['num_views']}, from decoded images to normalized float32, drawing "
-        f"included ({shares} % of ours). Largest difference of ours from torchvision's float "
+        f"({result['instruction_set'].upper()}): V = {cells[0]['num_views']}, from decoded "
+        f"images to normalized float32, drawing included "
+        f"({shares} % of ours). Largest difference of ours from torchvision's float "
         f"functions {error:.0e}, of pixels in [0, 1]. CPU time, one thread of {_footnote(result)}",
     ]
 
