@@ -156,6 +156,18 @@ def test_photographs(capsys, photos, tmp_path):
     assert "3 x 224 x 224, recipe imagenet" in out
 
 
+@pytest.mark.parametrize("cache", ["memory", "folder"])
+def test_a_cache_changes_no_weight(capsys, trained_run, tmp_path, cache):
+    place = tmp_path / "cache" if cache == "folder" else cache
+    for name in ("first", "again") if cache == "folder" else ("first",):
+        words = ["pretrain", *SMALL, "--output_dir", tmp_path / name, "--cache", place]
+        code, out, _ = run(capsys, *words)
+        assert code == 0
+        assert "decoded images take 0.00 GB; at most 8 are allowed" in out
+        weights = (tmp_path / name / "model.safetensors").read_bytes()
+        assert weights == (trained_run / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -192,6 +204,19 @@ def test_photographs(capsys, photos, tmp_path):
         (
             ["pretrain", "--streaming", "--max_steps", "2", "--test_split", "a"],
             "test_split would be ignored",
+        ),
+        (
+            ["pretrain", "--streaming", "--max_steps", "2", "--cache", "memory"],
+            "streaming has none, and got 'memory'",
+        ),
+        (["pretrain", "--view_threads", "-1"], "view_threads must be at least 0; got -1"),
+        (
+            ["pretrain", "--render_on_device", "--view_threads", "0"],
+            "render_on_device needs view_threads and no worker processes; got 0 threads and 0",
+        ),
+        (
+            ["pretrain", "--cache", "memory", "--cache_limit_gb", "0.00009"],
+            "the decoded images must fit into the cache; they take 92,032 bytes, and 90,000",
         ),
         (["pretrain", "no.yaml"], "there is no file 'no.yaml'"),
         (

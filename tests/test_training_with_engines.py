@@ -1,7 +1,9 @@
-"""Fifty steps on CIFAR-10: the same whatever makes the views."""
+"""Training is the same whatever makes the views."""
 
+import threading
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from transformers import set_seed
@@ -16,6 +18,7 @@ from ssl_views import (
     SSLViewsTrainingArguments,
     ViewRecipe,
 )
+from ssl_views.data.decode import ImageError
 from ssl_views.data.sources import load_images
 from ssl_views.native import why_missing
 
@@ -85,3 +88,79 @@ def test_the_torch_engine_trains_along_the_same_curve(cifar10, tmp_path):
         # Training amplifies the rounding of the first steps.
         difference = torch.tensor(losses) / torch.tensor(history) - 1
         assert difference.abs().mean() < 0.02, values
+
+
+def small_run(tmp_path, recipe="cifar", recipe_args=None, num_views=2, **values):
+    """Return a trainer of two steps on six images."""
+    set_seed(0)
+    config = SSLViewsConfig(
+        backbone="test_resnet",
+        image_size=32,
+        num_views=num_views,
+        projector_dim=8,
+        recipe=recipe,
+        recipe_args=recipe_args,
+    )
+    rng = np.random.default_rng(0)
+    rows = [{"image": rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)} for _ in range(6)]
+    args = SSLViewsTrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=6,
+        max_steps=2,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        **values,
+    )
+    dataset = MultiViewDataset(rows)
+    collator = MultiViewCollator(ViewRecipe.for_config(config))
+    model = SSLViewsForPreTraining(config)
+    return SSLViewsTrainer(model, args, train_dataset=dataset, data_collator=collator)
+
+
+@pytest.mark.parametrize("values", [{"view_threads": 2}, {"micro_batch_size": 6}])
+def test_local_views_train(tmp_path, values):
+    recipe = {"recipe": "global_local", "num_views": 4}
+    plain = small_run(tmp_path, **recipe, view_threads=0)
+    seen = []
+    plain.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append({k: v.shape for k, v in kwargs.items()}),
+        with_kwargs=True,
+    )
+    plain.train()
+    assert seen[0] == {
+        "pixel_values": (6, 2, 3, 32, 32),
+        "local_pixel_values": (6, 2, 3, 14, 14),
+    }
+    other = small_run(tmp_path, **recipe, **values)
+    other.train()
+    expected = plain.model.state_dict()
+    for name, value in other.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_local_views_are_views_of_the_loss():
+    config = SSLViewsConfig(backbone="test_vit", image_size=32, projector_dim=8)
+    model = SSLViewsForPreTraining(config)
+    views = torch.randn(5, 2, 3, 32, 32)
+    together = model(pixel_values=views)
+    apart = model(pixel_values=views[:, :1], local_pixel_values=views[:, 1:])
+    torch.testing.assert_close(apart.embeddings, together.embeddings)
+    torch.testing.assert_close(apart.loss, together.loss)
+    with pytest.raises(ValueError, match=r"must have shape \(B, V, C, S, S\); got \(4, 1, 3"):
+        model(pixel_values=views, local_pixel_values=views[:4, :1])
+
+
+def test_no_thread_outlives_training(tmp_path):
+    trainer = small_run(tmp_path, view_threads=2)
+    trainer.train()
+    assert not [t for t in threading.enumerate() if t.name.startswith("ssl_views")]
+
+
+def test_a_thread_names_the_image_that_it_cannot_decode(tmp_path):
+    trainer = small_run(tmp_path, view_threads=2)
+    trainer.train_dataset.rows[4] = {"image": {"bytes": b"no image", "path": "b/4.jpg"}}
+    with pytest.raises(ImageError, match=r"image 4 \(b/4.jpg\): the bytes cannot be decoded"):
+        trainer.train()
+    assert not [t for t in threading.enumerate() if t.name.startswith("ssl_views")]

@@ -40,7 +40,7 @@ class _Batch(ctypes.Structure):
 def _load() -> Any:
     """Load the library, or say in a sentence why not."""
     if not LIBRARY.is_file():
-        return "it was not built, which takes a C++17 compiler (GCC 9, Clang 11) at installation"
+        return "it was not built, which takes a C++17 compiler (GCC or Clang) at installation"
     library = ctypes.CDLL(str(LIBRARY))
     if library.ssl_views_interface() != _INTERFACE:
         return "it was built from other sources; install the package again"

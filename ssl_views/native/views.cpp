@@ -66,17 +66,16 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 inline Vec from_bytes(const uint8_t* from) {
   return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from)));
 }
-inline void to_bytes(char* to, IntVec v) {
-  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
-}
-inline void to_halves(char* to, UintVec v) {
-  _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16((__m512i)v));
-}
+inline ByteVec to_bytes(IntVec v) { return (ByteVec)_mm512_cvtepi32_epi8((__m512i)v); }
+inline HalfVec to_halves(UintVec v) { return (HalfVec)_mm512_cvtepi32_epi16((__m512i)v); }
 inline void stream(char* to, Vec v) { _mm512_stream_ps((float*)to, (__m512)v); }
+inline void stream(char* to, HalfVec v) { _mm256_stream_si256((__m256i*)to, (__m256i)v); }
+inline void stream(char* to, ByteVec v) { _mm_stream_si128((__m128i*)to, (__m128i)v); }
 inline Vec repeat4(const float* from) { return (Vec)_mm512_broadcast_f32x4(_mm_loadu_ps(from)); }
 #else
-inline void to_bytes(char* to, IntVec v) { store(to, __builtin_convertvector(v, ByteVec)); }
-inline void to_halves(char* to, UintVec v) { store(to, __builtin_convertvector(v, HalfVec)); }
+inline ByteVec to_bytes(IntVec v) { return __builtin_convertvector(v, ByteVec); }
+inline HalfVec to_halves(UintVec v) { return __builtin_convertvector(v, HalfVec); }
+template <class T> inline void stream(char* to, T v) { store(to, v); }
 #if defined(__AVX2__)
 inline Vec fma(Vec a, Vec b, Vec c) {
   return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
@@ -98,7 +97,6 @@ inline Vec from_bytes(const uint8_t* from) {
   return __builtin_convertvector(__builtin_convertvector(load<ByteVec>(from), IntVec), Vec);
 }
 #endif
-inline void stream(char* to, Vec v) { store(to, v); }
 inline Vec repeat4(const float* from) { return load<Vec>(from); }  // LANES is 4
 #endif
 #endif
@@ -294,7 +292,7 @@ template <int BLOCK>
 inline void down_block(const uint8_t* pixels, size_t stride, const Taps& taps, int padded,
                        const int* rows, float* to) {
   Vec sum[BLOCK][ROWS];
-  for (int r = 0; r < ROWS; r++) {
+  UNROLL for (int r = 0; r < ROWS; r++) {
     const int y = rows[r];
     const uint8_t* from = pixels + taps.first[y] * stride;
     const float* weight = taps.weight + y;
@@ -534,18 +532,22 @@ inline Vec finish(Vec v, const Output& out, int channel) {
   return fma(v, all(out.scale[channel]), all(out.shift[channel]));
 }
 
+template <class T> inline void write(char* to, T v, const Output& out) {
+  if (out.past_cache && (uintptr_t)to % sizeof(T) == 0)
+    stream(to, v);
+  else
+    store(to, v);
+}
+
 inline void put(char* to, Vec v, const Output& out) {
   if (out.dtype == FLOAT32) {
-    if (out.past_cache && (uintptr_t)to % sizeof(Vec) == 0)
-      stream(to, v);
-    else
-      store(to, v);
+    write(to, v, out);
   } else if (out.dtype == BFLOAT16) {  // round to nearest, ties to even
     UintVec bits = load<UintVec>(&v);
     bits += 0x7fff + (bits >> 16 & 1);
-    to_halves(to, bits >> 16);
+    write(to, to_halves(bits >> 16), out);
   } else {
-    to_bytes(to, __builtin_convertvector(v, IntVec));
+    write(to, to_bytes(__builtin_convertvector(v, IntVec)), out);
   }
 }
 
