@@ -53,7 +53,6 @@ NUM_BATCHES_OF_PROCESSES = {32: {"lightly": 8, "ours": 48}, 224: {"lightly": 12,
 NUM_CHECKED = 3  # batches
 CACHE_BYTES = 2**31
 PEER = "lightly"
-TARGETS = {32: {"JPEG": 25, "cache": 85}, 224: {"JPEG": 9, "cache": 30}}
 WORK = {
     "lightly": "torch DataLoader, shuffled, 2 persistent worker processes, default prefetch and "
     "collate, over a data set that holds the encoded images as a list of bytes, decodes with PIL "
@@ -231,7 +230,6 @@ if __name__ == "__main__":
             rates = views_per_second(methods, args.rounds, args.seconds)
         show(rates)
         ratios = {n: median_ratio(rates, f"ours, {n}", PEER) for n in sources}
-        print("against the peer:", ratios, "targets:", TARGETS[size], flush=True)
         cell = {"size": size, "batch_size": BATCH_SIZE[size], "num_images": len(rows)}
         cell |= {"num_equal_views": num_equal, "ratios": ratios, "views_per_second": rates}
         result["cells"].append(cell)

@@ -89,8 +89,8 @@ if __name__ == "__main__":
         if any((c["size"], c["num_images"]) == (size, num_images) for c in done):
             continue
         cell = measure(size, num_images, num_views, torch.device(args.device), args.rounds)
-        done.append(cell)
-        result = {**environment(), "seed": 0, "rounds": args.rounds, "cells": done}
+        done.append({**cell, **environment(), "seed": 0, "rounds": args.rounds})
+        result = {"cells": done}
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(result, indent=1) + "\n")
         times = {name: f"{median(v):.3f} ms" for name, v in cell["milliseconds"].items()}

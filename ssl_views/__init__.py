@@ -19,9 +19,9 @@ from ssl_views.views import ViewRecipe
 if TYPE_CHECKING:
     from ssl_views.callbacks import EpochCallback
     from ssl_views.data.cache import PixelCache
+    from ssl_views.data.collator import MultiViewCollator
     from ssl_views.data.dataset import MultiViewDataset, MultiViewIterableDataset
     from ssl_views.data.loader import MultiViewLoader
-    from ssl_views.data.loading import MultiViewCollator
     from ssl_views.data.sources import load_images
     from ssl_views.evaluation.features import extract_features
     from ssl_views.evaluation.knn import knn_accuracy
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "EpochCallback": "callbacks",
-    "MultiViewCollator": "data.loading",
+    "MultiViewCollator": "data.collator",
     "MultiViewDataset": "data.dataset",
     "MultiViewIterableDataset": "data.dataset",
     "MultiViewLoader": "data.loader",

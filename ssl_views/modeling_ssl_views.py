@@ -215,8 +215,9 @@ class SSLViewsForPreTraining(SSLViewsPreTrainedModel):
         for views in groups:
             if views.ndim != 5 or len(views) != len(pixel_values):
                 raise ValueError(
-                    "pixel_values must have shape (B, V, C, S, S); got "
-                    f"{tuple(views.shape)}. MultiViewCollator makes such batches."
+                    "pixel_values, and local_pixel_values of the same images, must have shape "
+                    f"(B, V, C, S, S); got {[tuple(x.shape) for x in groups]}. MultiViewCollator "
+                    "makes such batches."
                 )
         rows = [views.transpose(0, 1).flatten(0, 1) for views in groups]
         representations = torch.cat([self.ssl_views(views).pooler_output for views in rows])

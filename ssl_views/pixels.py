@@ -29,27 +29,24 @@ class PixelBatch:
     num_channels: int
     owner: Any
 
+    def __post_init__(self) -> None:
+        arrays = (self.address, self.heights, self.widths)
+        if any(a.dtype != np.int64 or a.shape != (len(self.address),) for a in arrays):
+            raise ValueError(
+                "address, heights and widths must be int64 of one length; got "
+                f"{[(str(a.dtype), a.shape) for a in arrays]}. Use PixelBatch.of."
+            )
+
     @classmethod
     def of(cls, images: Sequence[Tensor]) -> "PixelBatch":
         """Take B uint8 tensors (C, H, W) on the CPU; those with channels last are not copied."""
-        if not images:
-            raise ValueError("there must be at least one image; got none. Leave out empty batches.")
+        check_images(images)
         owner, rows = [], []
         for i, image in enumerate(images):
-            if image.ndim != 3 or image.dtype != torch.uint8 or 0 in image.shape:
-                raise ValueError(
-                    "an image must be uint8 of shape (C, H, W), at least one pixel; got "
-                    f"{image.dtype} {tuple(image.shape)} at place {i}. Convert it first."
-                )
-            if image.shape[0] != images[0].shape[0]:
-                raise ValueError(
-                    "all images of a batch must have the same number of channels; got "
-                    f"{images[0].shape[0]} and {image.shape[0]} at place {i}. Convert them first."
-                )
             if image.device.type != "cpu":
                 raise ValueError(
-                    f"the images must be on the CPU; got {image.device} at place {i}. Use "
-                    "engine='torch' for views on a device."
+                    f"the images must be on the CPU; got {image.device} at place {i}. Render views "
+                    "on a device with engine='torch'."
                 )
             pixels = image.permute(1, 2, 0).contiguous()
             owner.append(pixels)
@@ -78,3 +75,21 @@ class PixelBatch:
             flat = torch.frombuffer(memory, dtype=torch.uint8)
             images.append(flat.view(int(height), int(width), -1).permute(2, 0, 1))
         return images
+
+
+def check_images(images: Sequence[Tensor]) -> None:
+    """Refuse what is not uint8 images (C, H, W) of one number of channels."""
+    if len(images) == 0:
+        raise ValueError("there must be at least one image; got none. Leave out empty batches.")
+    for i, image in enumerate(images):
+        if image.ndim != 3 or image.dtype != torch.uint8 or 0 in image.shape:
+            raise ValueError(
+                "an image must be uint8 of shape (C, H, W), at least one pixel; got "
+                f"{image.dtype} {tuple(image.shape)} at place {i}. Convert it first."
+            )
+        if image.shape[0] != images[0].shape[0] or image.device != images[0].device:
+            raise ValueError(
+                "all images of a batch must have the same number of channels, on one device; got "
+                f"{images[0].shape[0]} on {images[0].device} and {image.shape[0]} on "
+                f"{image.device} at place {i}. Convert them first."
+            )

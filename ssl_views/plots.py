@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ssl_views.pixels import PixelBatch
 from ssl_views.views import ViewRecipe
 
 _GAP = 4
@@ -26,8 +27,12 @@ def draw_view_grid(
     Returns:
         An RGB picture; small views are enlarged without smoothing.
     """
-    clean = recipe.clean_view(images, normalize=False)[:, None]
-    views = recipe.views(images, range(len(images)), epoch=epoch, seed=seed, normalize=False)
+    pixels = PixelBatch.of(images)
+    records = recipe.draw(range(len(images)), pixels.heights, pixels.widths, epoch=epoch, seed=seed)
+    columns = {-1: recipe.clean_view(pixels, normalize=False)}  # by number of the view
+    rendered = recipe.render_groups(pixels, records, normalize=False)
+    for group, views in zip(recipe.groups, rendered, strict=True):
+        columns.update(zip(group.views, views.unbind(1), strict=True))
     titles = ["image", *(f"view {v}" for v in range(recipe.num_views))]
     zoom = -(-_MIN_SIDE // recipe.image_size)
     side, header = recipe.image_size * zoom, 16
@@ -36,10 +41,11 @@ def draw_view_grid(
     pen = ImageDraw.Draw(canvas)
     for column, title in enumerate(titles):
         pen.text((_GAP + column * (side + _GAP), 2), title, fill="black")
-        pixels = clean[:, 0] if column == 0 else views[:, column - 1]
-        for row, view in enumerate(pixels):
-            tile = _to_image(view).resize((side, side), Image.Resampling.NEAREST)
-            canvas.paste(tile, (_GAP + column * (side + _GAP), header + row * (side + _GAP)))
+        for row, view in enumerate(columns[column - 1]):
+            own = view.shape[-1] * zoom  # a small local view stays small
+            tile = _to_image(view).resize((own, own), Image.Resampling.NEAREST)
+            corner = (_GAP + column * (side + _GAP), header + row * (side + _GAP))
+            canvas.paste(tile, corner)
     return canvas
 
 

@@ -41,7 +41,8 @@ def render_torch(images: Sequence[Tensor], records: ViewRecords, rendering: Rend
     sizes = np.array([image.shape[1:] for image in images])
     channels, device, size = images[0].shape[0], images[0].device, rendering.size
     check_records(records, sizes[:, 0], sizes[:, 1], channels, rendering)
-    numbers = view_numbers(records, rendering.blur_kernel_size)
+    # Compiled code is made once per shape, which must not depend on what was drawn.
+    numbers = view_numbers(records, rendering.blur_kernel_size, whole=device.type != "cpu")
     num_images, num_views = records.flip.shape
     views = _empty((num_images, num_views, channels, size, size), rendering, device)
     pixels = (_CACHE_BYTES if device.type == "cpu" else _DEVICE_BYTES) // (4 * channels)
@@ -85,10 +86,9 @@ def _render_on_accelerator(
 ) -> None:
     """Render the views of a chunk with one compiled function, whatever these views need."""
     every = (ColorStep(*(len(images[0]) == 3,) * 2, mean=True),) * len(numbers.color)
-    solarize = bool(numbers.solarize.any())
     pinned = (x.pin_memory() if out.is_cuda else x for x in numbers)
     numbers = ViewNumbers(*(x.to(out.device, non_blocking=True) for x in pinned))
-    _compiled_or_not(out, _side_by_side(images), numbers, rendering, every, solarize)
+    _compiled_or_not(out, _side_by_side(images), numbers, rendering, every, True)
 
 
 def _compiled_or_not(*args: Any) -> None:

@@ -48,19 +48,19 @@ class ViewNumbers(NamedTuple):
         return tuple(ColorStep(hue, grey, mean) for *_, grey, mean, _, hue in used)
 
 
-def view_numbers(records: ViewRecords, kernel_size: int) -> ViewNumbers:
-    """Return the numbers of records, on the CPU."""
+def view_numbers(records: ViewRecords, kernel_size: int, whole: bool = False) -> ViewNumbers:
+    """Return the numbers of records, on the CPU; `whole` with those that change nothing here."""
     box = np.moveaxis(records.box, -1, 0)
     numbers = (
         np.concatenate([box, records.flip[None]]),
-        _color_numbers(records),
-        _blur_numbers(records.blur_sigma, kernel_size),
+        _color_numbers(records, whole),
+        _blur_numbers(records.blur_sigma, kernel_size, whole),
         records.solarize[None],
     )
     return ViewNumbers(*(torch.from_numpy(array.astype(np.float32)) for array in numbers))
 
 
-def _color_numbers(records: ViewRecords) -> NDArray[np.float64]:
+def _color_numbers(records: ViewRecords, whole: bool) -> NDArray[np.float64]:
     """Return (P, 7, B, V), see ViewNumbers: the operations in their order, and grayscale.
 
     A hue needs no angle. Let m and M be the smallest and largest channel of a pixel. Turning the
@@ -75,7 +75,7 @@ def _color_numbers(records: ViewRecords) -> NDArray[np.float64]:
     operation = np.concatenate([order, gray])  # grey is a saturation of 0
     factor = np.take_along_axis(np.moveaxis(records.factor, -1, 0), order.clip(0), axis=0)
     factor = np.concatenate([factor, np.zeros_like(factor[:1])]).astype(np.float64)
-    used = (operation >= 0).any(axis=(1, 2))
+    used = (operation >= 0).any(axis=(1, 2)) | whole
     operation, factor = operation[used], factor[used]
     hue = operation == HUE
     sixths = np.where(hue, 6 * factor, 0)
@@ -93,9 +93,9 @@ def _color_numbers(records: ViewRecords) -> NDArray[np.float64]:
     return numbers
 
 
-def _blur_numbers(sigma: NDArray[np.float32], kernel_size: int) -> NDArray[np.float64]:
+def _blur_numbers(sigma: NDArray[np.float32], kernel_size: int, whole: bool) -> NDArray[np.float64]:
     """Return (K, B, V), see ViewNumbers; K is 1 where nothing is blurred."""
-    distance = np.arange(kernel_size // 2 + 1 if sigma.any() else 1)[:, None, None]
+    distance = np.arange(kernel_size // 2 + 1 if sigma.any() or whole else 1)[:, None, None]
     with np.errstate(over="ignore"):
         weights = np.exp(-0.5 * (distance / sigma.clip(1e-30).astype(np.float64)) ** 2)
     return weights / (2 * weights.sum(axis=0) - 1)

@@ -12,9 +12,9 @@ from transformers.utils import logging
 
 from ssl_views.batchnorm import local_batchnorm_layers, synchronize_batchnorm
 from ssl_views.callbacks import EpochCallback, ProgressBar
+from ssl_views.data.collator import GROUP_NAMES, MultiViewCollator
 from ssl_views.data.dataset import MultiViewDataset
 from ssl_views.data.loader import MultiViewLoader
-from ssl_views.data.loading import GROUP_NAMES, MultiViewCollator
 from ssl_views.evaluation.features import labelled_features
 from ssl_views.evaluation.report import evaluate_features
 from ssl_views.micro_batches import loss_by_micro_batches
@@ -76,7 +76,7 @@ class SSLViewsTrainer(Trainer):
     `args.lars`, tells the data set the epoch, and reports `eval_knn` and `eval_effective_rank` of
     frozen features where it is given rows to probe. With several processes it gives BatchNorm the
     statistics of all of them; with `args.micro_batch_size` it trains on batches larger than memory.
-    Threads of this process make the batches (`args.view_threads`), unless
+    Threads of this process make the training batches (`args.view_threads`), unless
     `args.dataloader_num_workers` asks for worker processes; the views are the same.
 
     Args:
@@ -123,6 +123,11 @@ class SSLViewsTrainer(Trainer):
         threaded = isinstance(self.data_collator, MultiViewCollator)
         threaded = threaded and args.dataloader_num_workers == 0
         self._threads = args.view_threads if threaded else 0
+        if args.render_on_device and not self._threads:
+            raise ValueError(
+                "render_on_device needs a MultiViewCollator; got "
+                f"{type(self.data_collator).__name__}. Set data_collator, or render on the CPU."
+            )
         self._ahead: tuple[Iterator[Any], Generator[Any, None, None]] | None = None
         self.probe_train, self.probe_test = probe_train, probe_test
         self._train_terms, self._eval_terms = _Means(), _Means()

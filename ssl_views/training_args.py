@@ -10,7 +10,11 @@ from transformers import TrainingArguments
 
 def _default_threads() -> int:
     """Threads that make views: one without a GPU, where the model needs the cores."""
-    return min(16, os.cpu_count() or 1) if torch.cuda.is_available() else 1
+    if not torch.cuda.is_available():
+        return 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(16, (usable or 1) // processes))
 
 
 @dataclass

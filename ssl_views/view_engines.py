@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from ssl_views.native import instruction_sets, render_native, why_missing
-from ssl_views.pixels import PixelBatch
+from ssl_views.pixels import PixelBatch, check_images
 from ssl_views.torch_engine import render_torch
 from ssl_views.view_records import Rendering, ViewRecords
 
@@ -60,11 +60,9 @@ def render(
         raise ValueError(
             f"num_threads must be at least 1; got {num_threads}. Leave it out for one."
         )
-    if len(images) == 0:
-        raise ValueError("there must be at least one image; got none. Leave out empty batches.")
     if engine == "auto":
         reason = why_missing()
-        on_cpu = isinstance(images, PixelBatch) or images[0].device.type == "cpu"
+        on_cpu = isinstance(images, PixelBatch) or all(x.device.type == "cpu" for x in images)
         if on_cpu and reason is not None:
             _say_once(reason)
         engine = "native" if on_cpu and reason is None else "torch"
@@ -72,6 +70,7 @@ def render(
         pixels = images if isinstance(images, PixelBatch) else PixelBatch.of(images)
         return render_native(pixels, records, rendering, num_threads=num_threads, out=out)
     tensors = images.tensors() if isinstance(images, PixelBatch) else images
+    check_images(tensors)
     views = render_torch(tensors, records, rendering)
     if out is None:
         return views

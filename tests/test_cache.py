@@ -16,7 +16,6 @@ from PIL import Image
 
 from ssl_views import MultiViewDataset, PixelCache, load_images
 from ssl_views.data import cache as cache_module
-from ssl_views.data.cache import decoded_bytes
 from ssl_views.data.decode import ImageError, decode_pixels
 
 SIZES = [(9, 13), (16, 16), (31, 20), (12, 40), (1, 1)]
@@ -174,16 +173,33 @@ class TestContents:
             build(members, 5)
 
 
+class Changing(list):
+    """Rows whose second image grows when it is read again."""
+
+    reads = 0
+
+    def __getitem__(self, place):
+        self.reads += 1
+        side = 4 if place != 1 or self.reads <= len(self) else 5
+        return {"image": np.zeros((side, side, 3), dtype=np.uint8)}
+
+
 class TestRoom:
+    def test_rows_that_change_are_refused(self):
+        with pytest.raises(ImageError, match="row 1 must decode to the size of its header; got 75"):
+            build(Changing(range(3)))
+
     def test_bytes_from_headers(self, rows):
         expected = sum(height * width for height, width in SIZES) * 8
-        assert decoded_bytes(MultiViewDataset(rows), 3) == 3 * expected
-        assert decoded_bytes(MultiViewDataset(rows), 1) == expected
-        assert build(rows).num_bytes == 3 * expected
+        for channels in (1, 3):
+            said = []
+            assert build(rows, channels, on_size=said.append).num_bytes == channels * expected
+            assert said == [channels * expected]
 
-    def test_headers_decode_nothing(self, rows, decoding):
-        decoded_bytes(MultiViewDataset(rows), 3)
-        assert decoding.count == 0
+    def test_the_size_is_said_before_anything_is_decoded(self, rows, decoding):
+        counts = []
+        build(rows, on_size=lambda size: counts.append(decoding.count))
+        assert counts == [0]
 
     @pytest.mark.parametrize("folder", [None, "cache"])
     def test_the_limit(self, simple, tmp_path, folder, decoding):

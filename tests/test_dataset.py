@@ -16,7 +16,7 @@ from ssl_views import (
     ViewRecipe,
     load_images,
 )
-from ssl_views.data import loading
+from ssl_views.data import collator as collator_module
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ class TestCollator:
         expected = MultiViewCollator(RECIPE)(dataset.__getitems__(range(30)))["pixel_values"]
         assert dataset.most == 22  # eight first, then all others
         for pixels_at_once, most in ((12 * 12 * 3, 3), (1, 1)):
-            monkeypatch.setattr(loading, "_PIXELS_AT_ONCE", pixels_at_once)
+            monkeypatch.setattr(collator_module, "_PIXELS_AT_ONCE", pixels_at_once)
             collator = MultiViewCollator(RECIPE)
             for at_once in (8, most):
                 dataset.most = 0

@@ -148,8 +148,22 @@ def test_local_views_are_views_of_the_loss():
     apart = model(pixel_values=views[:, :1], local_pixel_values=views[:, 1:])
     torch.testing.assert_close(apart.embeddings, together.embeddings)
     torch.testing.assert_close(apart.loss, together.loss)
-    with pytest.raises(ValueError, match=r"must have shape \(B, V, C, S, S\); got \(4, 1, 3"):
+    with pytest.raises(ValueError, match=r"must have shape \(B, V, C, S, S\); got .*\(4, 1, 3"):
         model(pixel_values=views, local_pixel_values=views[:4, :1])
+
+
+def test_pinning_memory_leaves_rows_unread(tmp_path):
+    trainer = small_run(tmp_path, view_threads=2)
+    trainer.train_dataset.epoch = 0
+    rows = trainer.train_dataset.__getitems__([1, 3])
+    assert torch.utils.data._utils.pin_memory.pin_memory(rows) is rows
+
+
+def test_rendering_on_the_device_needs_our_collator(tmp_path):
+    trainer = small_run(tmp_path)
+    args = SSLViewsTrainingArguments(str(tmp_path), use_cpu=True, render_on_device=True)
+    with pytest.raises(ValueError, match="render_on_device needs a MultiViewCollator; got builtin"):
+        SSLViewsTrainer(trainer.model, args, train_dataset=list(range(512)), data_collator=len)
 
 
 def test_no_thread_outlives_training(tmp_path):

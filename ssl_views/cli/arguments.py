@@ -58,7 +58,10 @@ class SourceArguments(LabelledDataArguments):
         "none",
         "Keep the decoded images: none, memory, or a folder to store them in for other runs.",
     )
-    cache_limit_gb: float = flag(8.0, "Largest cache; more is refused before anything is decoded.")
+    cache_limit_gb: float = flag(
+        8.0,
+        "Largest cache (in memory: of each process); more is refused before anything is decoded.",
+    )
 
 
 @dataclass
@@ -66,8 +69,10 @@ class ViewArguments:
     """What a view is."""
 
     image_size: int | None = flag(None, "Side of a view in pixels; follows the images by default.")
-    num_channels: int | None = flag(None, "Channels; those of the first image by default.")
-    num_views: int = flag(4, "Views per image.")
+    num_channels: int | None = flag(
+        None, "Channels; the most that the first images have by default."
+    )
+    num_views: int | None = flag(None, "Views per image; 4, or what the recipe has.")
     recipe: str | None = flag(
         None,
         f"View recipe: {', '.join(RECIPES)}; follows the image size by default.",

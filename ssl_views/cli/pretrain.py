@@ -1,5 +1,6 @@
 """`ssl-views pretrain`: from images to a trained backbone."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from ssl_views.cli.arguments import (
 from ssl_views.cli.comparison import Comparison
 from ssl_views.cli.console import no_progress_bars, say
 from ssl_views.cli.setup import describe_views, make_config
-from ssl_views.data.cache import PixelCache, decoded_bytes
+from ssl_views.data.cache import PixelCache
+from ssl_views.data.collator import MultiViewCollator
 from ssl_views.data.dataset import MultiViewDataset, MultiViewIterableDataset
-from ssl_views.data.loading import MultiViewCollator
 from ssl_views.data.sources import DIGITS, load_images, load_train_and_test, take_fraction
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
 from ssl_views.trainer import SSLViewsTrainer
@@ -85,7 +86,7 @@ def run(argv: list[str]) -> None:
         count = "a stream of" if source.streaming else f"{len(train):,}"
         held_out = "" if source.streaming else f", {len(test):,} others to evaluate"
         say(f"{count} images from {source.dataset}{held_out}; {describe_views(config)}")
-        say(f"views by the {engine_name()} engine")
+        say(f"views by the {engine_name('torch' if args.render_on_device else 'auto')} engine")
         say(f"{config.backbone}, projector {config.projector_dim}, loss {config.loss}")
         if comparison:
             start = "pretrained" if model_args.pretrained_backbone else "untrained"
@@ -124,19 +125,22 @@ def _cache(
     """Decode all images once, if asked for."""
     if source.cache == "none":
         return None
-    dataset = MultiViewDataset(rows)
-    if args.process_index == 0:
-        gigabytes = decoded_bytes(dataset, num_channels) / 1e9
-        say(
-            f"decoded images take {gigabytes:.2f} GB; at most {source.cache_limit_gb:g} are allowed"
-        )
-    with args.main_process_first(desc="decoding images"):
+
+    def say_size(num_bytes: int) -> None:
+        if args.process_index == 0:
+            limit = f"at most {source.cache_limit_gb:g} are allowed"
+            say(f"decoded images take {num_bytes / 1e9:.2f} GB; {limit}")
+
+    # One process of a node fills a folder, and the others open it.
+    in_memory = source.cache == "memory"
+    with nullcontext() if in_memory else args.main_process_first(desc="decoding images"):
         return PixelCache.of(
-            dataset,
+            MultiViewDataset(rows),
             num_channels,
             limit_bytes=int(source.cache_limit_gb * 1e9),
-            folder=None if source.cache == "memory" else source.cache,
+            folder=None if in_memory else source.cache,
             num_threads=max(1, args.view_threads),
+            on_size=say_size,
         )
 
 

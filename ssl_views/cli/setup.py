@@ -23,10 +23,12 @@ from ssl_views.data.dataset import decode_batch
 from ssl_views.data.decode import naming_image, num_channels_of
 from ssl_views.data.sources import DIGITS
 from ssl_views.modeling_ssl_views import SSLViewsModel
+from ssl_views.named_recipes import RECIPES
 from ssl_views.views import ViewRecipe
 
 _SIZES = (32, 64, 96, 128, 160, 192, 224)
 _LOOK_AT = 16
+_NUM_VIEWS = 4
 _MEASURE = 512
 
 
@@ -54,6 +56,9 @@ def make_config(
     recipe = views.recipe
     if recipe is None:
         recipe = DIGITS if dataset == DIGITS else "cifar" if image_size <= 64 else "imagenet"
+    num_views = views.num_views
+    if num_views is None:
+        num_views = RECIPES.get(recipe, {}).get("num_views", _NUM_VIEWS)
     recipe_args: dict[str, Any] = dict(parse_json("recipe_args", views.recipe_args))
     if not {"mean", "std"} & recipe_args.keys():
         if model.pretrained_backbone and num_channels == 3 and timm.is_model(model.backbone):
@@ -67,7 +72,7 @@ def make_config(
         image_size=image_size,
         num_channels=num_channels,
         upscale=model.upscale,
-        num_views=views.num_views,
+        num_views=num_views,
         projector_dim=model.projector_dim,
         projector_hidden_dims=model.projector_hidden_dims,
         loss=model.loss,

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_views.data.dataset import MultiViewDataset
-from ssl_views.data.decode import image_size, naming_image
+from ssl_views.data.decode import ImageError, image_size, naming_image
 from ssl_views.pixels import PixelBatch
 
 _AT_ONCE = 32
@@ -70,6 +70,7 @@ class PixelCache:
         limit_bytes: int,
         folder: str | Path | None = None,
         num_threads: int = 1,
+        on_size: Callable[[int], object] | None = None,
     ) -> "PixelCache":
         """Decode all images of a data set, or open what was stored for it.
 
@@ -80,6 +81,7 @@ class PixelCache:
             folder: where to store them; None for memory. What it holds is used again if it was made
                 of the same rows (by the fingerprint of `datasets`) and channels, else replaced.
             num_threads: that decode.
+            on_size: called with the bytes that the pixels take, before anything is decoded.
 
         Raises:
             ValueError: if the pixels would take too much, or the rows have no fingerprint.
@@ -102,7 +104,9 @@ class PixelCache:
                 return cls(*stored, num_channels=num_channels)
         sizes = [size for part in _parts(dataset) for size in _sizes(dataset, part)]
         needed = sum(map(math.prod, sizes)) * num_channels
-        free = None if path is None else shutil.disk_usage(_existing(path)).free
+        if on_size is not None:
+            on_size(needed)
+        free = None if path is None else _free(path)
         if needed > limit_bytes or (free is not None and needed > free):
             room = f"{limit_bytes:,} are allowed" + ("" if free is None else f", {free:,} free")
             raise ValueError(
@@ -126,16 +130,16 @@ class PixelCache:
         batch, indices = dataset.pixels(part, self.num_channels)
         self._indices[part] = np.array(indices, dtype=np.uint64)
         for row, image in zip(part, batch.owner, strict=True):
+            expected = self._heights[row] * self._widths[row] * self.num_channels
+            if image.size != expected:
+                raise ImageError(
+                    f"row {row} must decode to the size of its header; got {image.size} values for "
+                    f"{expected}. Rows of a cache must not change."
+                )
             # The header gives the size before a rotation by EXIF.
             self._heights[row], self._widths[row] = image.shape[:2]
             start = self._offsets[row]
             self._pixels[start : start + image.size] = image.reshape(-1)
-
-
-def decoded_bytes(dataset: MultiViewDataset, num_channels: int) -> int:
-    """Return how many bytes the decoded images take, from their headers."""
-    sizes = (size for part in _parts(dataset) for size in _sizes(dataset, part))
-    return sum(math.prod(size) for size in sizes) * num_channels
 
 
 def _parts(dataset: MultiViewDataset) -> list[range]:
@@ -163,8 +167,12 @@ def _fingerprint(rows: Any) -> str:
     return str(fingerprint)
 
 
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.absolute().parent)
+def _free(path: Path) -> int:
+    """Return the free bytes of a folder's disk, with those of the cache that will be replaced."""
+    old = path / _PIXELS
+    while not path.exists():
+        path = path.absolute().parent
+    return shutil.disk_usage(path).free + (old.stat().st_size if old.is_file() else 0)
 
 
 def _memory(path: Path | None, num_bytes: int) -> NDArray[np.uint8]:

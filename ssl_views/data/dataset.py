@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ImageRows(Sequence[dict[str, Any]]):
-    """Rows of a MultiViewDataset in one epoch, not read yet; a sequence of its items."""
+class ImageRows:
+    """Rows of a MultiViewDataset in one epoch, not read yet; it gives the items like a list.
+
+    (It is no `Sequence`: data loaders would read and rebuild those when they pin memory.)
+    """
 
     dataset: "MultiViewDataset"
     rows: Sequence[int]
@@ -31,6 +34,14 @@ class ImageRows(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Read the items one by one."""
+        return (self[place] for place in range(len(self)))
+
+    def pin_memory(self) -> "ImageRows":
+        """Return the same: there is nothing to pin yet."""
+        return self
 
     def __getitem__(self, place: Any) -> Any:
         """Return an item {"image", "index", "epoch"}, or for a slice fewer rows."""
@@ -50,7 +61,8 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
 
     Args:
         rows: a sequence of mappings with an image, e.g. from `load_images`. Their "index", where
-            they have one, is the image's index; else their place is.
+            they have one, is the image's index; else their place is. `MultiViewLoader` reads them
+            from several threads.
         image_column: its name.
         epoch: fixed epoch, for evaluation; training sets it through `EpochCallback`.
         cache: decoded images of these rows, see `PixelCache`.

@@ -2,7 +2,7 @@
 
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_views.data.loading import (
+from ssl_views.data.collator import (
     GROUP_NAMES,
     DecodedImages,
+    Items,
     MultiViewCollator,
     check_items,
     decode_items,
@@ -45,7 +46,8 @@ class MultiViewLoader:
 
     Views are rendered without Python's lock, so threads of one process do what worker processes do
     for other loaders, without copying batches between processes. The batches, and their order, are
-    those of a `DataLoader` with a `MultiViewCollator`.
+    those of a `DataLoader` with a `MultiViewCollator`. Rows of a data set are read by the threads;
+    a stream, which has one reader, by the caller.
 
     Args:
         batches: an iterable of lists of items: a `DataLoader` over a MultiViewDataset or
@@ -55,7 +57,8 @@ class MultiViewLoader:
         prefetch: batches made ahead, at least 1; with the one in use, so many lie in memory at
             once, and one more.
         device: where batches go; pinned memory is used for a GPU.
-        render_on_device: send decoded pixels, of images of one size, and render there.
+        render_on_device: send decoded pixels, of images of one size, and render there, by the torch
+            engine.
 
     Example:
         >>> dataset = MultiViewDataset(load_images("digits"), epoch=0)
@@ -71,7 +74,7 @@ class MultiViewLoader:
 
     def __init__(
         self,
-        batches: Iterable[Sequence[Mapping[str, Any]]],
+        batches: Iterable[Items],
         collate_fn: MultiViewCollator,
         *,
         num_threads: int = 1,
@@ -79,6 +82,11 @@ class MultiViewLoader:
         device: torch.device | str = "cpu",
         render_on_device: bool = False,
     ) -> None:
+        if getattr(batches, "num_workers", 0):
+            raise ValueError(
+                "the loader of the items must have no worker processes, for threads do their work; "
+                f"got num_workers={batches.num_workers}. Set num_workers=0."  # type: ignore[attr-defined]
+            )
         if num_threads < 1 or prefetch < 1:
             raise ValueError(
                 f"num_threads and prefetch must be at least 1; got {num_threads} and {prefetch}. "
@@ -90,10 +98,11 @@ class MultiViewLoader:
         self.prefetch = prefetch
         self.device = torch.device(device)
         self.render_on_device = render_on_device
+        self._pinned = self.device.type == "cuda"
         self._pool = BufferPool()
 
     @staticmethod
-    def items(items: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    def items(items: Items) -> Items:
         """Return items as they are: the `collate_fn` of the `batches`."""
         return items
 
@@ -119,9 +128,7 @@ class MultiViewLoader:
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
 
-    def _start(
-        self, threads: ThreadPoolExecutor, items: Sequence[Mapping[str, Any]]
-    ) -> tuple[Any, list[Future[Any]]]:
+    def _start(self, threads: ThreadPoolExecutor, items: Items) -> tuple[Any, list[Future[Any]]]:
         """Give the parts of a batch to the threads."""
         check_items(items)
         # No more parts than keep all threads busy: each costs some time to prepare.
@@ -136,7 +143,7 @@ class MultiViewLoader:
         return batch, [threads.submit(self.collate_fn.fill, *part) for part in work]
 
     def _allocate(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        if self.device.type == "cuda":  # torch pools pinned memory itself
+        if self._pinned:  # torch pools pinned memory itself
             return torch.empty(*shape, dtype=dtype, pin_memory=True)
         return self._pool.empty(shape, dtype)
 
@@ -154,7 +161,7 @@ class MultiViewLoader:
                     f"{sorted(sizes)[:4]}. Render on the CPU."
                 )
             stacked = torch.stack(images)
-            if self.device.type == "cuda":
+            if self._pinned:
                 stacked = stacked.pin_memory()
             _, _, height, width = stacked.shape
             indices = [index for part in members for index in part.indices]
@@ -162,7 +169,7 @@ class MultiViewLoader:
             records = recipe.draw(
                 indices, [height] * count, [width] * count, epoch=epoch, seed=self.collate_fn.seed
             )
-            on_device = list(stacked.to(self.device, non_blocking=True))
+            on_device = list(stacked.to(self.device, non_blocking=self._pinned))
             parts.append(
                 recipe.render_groups(
                     on_device,
@@ -180,4 +187,4 @@ class MultiViewLoader:
         results = [part.result() for part in parts]
         if batch is None:
             return self._render([decoded for part in results for decoded in part])
-        return {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
+        return {name: x.to(self.device, non_blocking=self._pinned) for name, x in batch.items()}

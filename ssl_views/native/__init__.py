@@ -41,7 +41,10 @@ def _load() -> Any:
     """Load the library, or say in a sentence why not."""
     if not LIBRARY.is_file():
         return "it was not built, which takes a C++17 compiler (GCC or Clang) at installation"
-    library = ctypes.CDLL(str(LIBRARY))
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        return f"it cannot be loaded ({error}); install the package again"
     if library.ssl_views_interface() != _INTERFACE:
         return "it was built from other sources; install the package again"
     library.ssl_views_isa.restype = ctypes.c_char_p

@@ -552,7 +552,7 @@ inline void put(char* to, Vec v, const Output& out) {
 }
 
 inline void put_some(char* to, Vec v, const Output& out, int count) {
-  char lanes[sizeof(Vec) + 1];  // never aligned as `stream` needs it
+  alignas(sizeof(Vec)) char lanes[sizeof(Vec) + 1];  // at 1 never aligned as `stream` needs it
   put(lanes + 1, v, out);
   memcpy(to, lanes + 1, (size_t)count * out.value_bytes);
 }

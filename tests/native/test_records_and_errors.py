@@ -180,9 +180,12 @@ def test_bad_renderings_are_refused(arguments, message):
         (torch.zeros(0, 4, 4, dtype=torch.uint8), r"at least one pixel; got .*\(0, 4, 4\)"),
         (
             torch.zeros(1, 4, 4, dtype=torch.uint8),
-            "same number of channels; got 3 and 1 at place 1",
+            "same number of channels, on one device; got 3 on cpu and 1 on cpu",
         ),
-        (torch.zeros(3, 4, 4, dtype=torch.uint8, device="meta"), "on the CPU; got meta at place 1"),
+        (
+            torch.zeros(3, 4, 4, dtype=torch.uint8, device="meta"),
+            "got 3 on cpu and 3 on meta at place 1",
+        ),
     ],
 )
 def test_bad_images_are_refused(image, message):
@@ -198,6 +201,30 @@ def test_bad_images_are_refused(image, message):
 def test_no_images_are_refused():
     with pytest.raises(ValueError, match="at least one image; got none"):
         PixelBatch.of([])
+
+
+def test_images_of_a_device_are_refused_by_the_native_engine():
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8, device="meta")
+    with pytest.raises(ValueError, match="must be on the CPU; got meta at place 0"):
+        PixelBatch.of([image])
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("address", np.int32), ("heights", np.float64)])
+def test_wrong_addresses_are_refused(name, dtype):
+    good_batch = PixelBatch.of(random_images(2, 4, 4))
+    for array in (getattr(good_batch, name).astype(dtype), getattr(good_batch, name)[:1]):
+        with pytest.raises(ValueError, match="must be int64 of one length; got"):
+            replace(good_batch, **{name: array})
+
+
+def test_a_library_that_cannot_be_loaded_is_not_used(monkeypatch, tmp_path):
+    (tmp_path / "_views.so").write_bytes(b"no library")
+    monkeypatch.setattr(native_module, "LIBRARY", tmp_path / "_views.so")
+    native_module._load.cache_clear()
+    try:
+        assert "it cannot be loaded (" in why_missing()
+    finally:
+        native_module._load.cache_clear()
 
 
 def test_a_batch_of_pixels_shares_its_memory():

@@ -14,6 +14,7 @@ from ssl_views.views import ViewRecipe
 
 _PIXELS_AT_ONCE = 2**22
 _MOST_AT_ONCE = 256
+Items = Sequence[Mapping[str, Any]] | ImageRows
 GROUP_NAMES = ("pixel_values", "local_pixel_values")
 
 
@@ -59,7 +60,7 @@ class MultiViewCollator:
         self.channels_last = channels_last
         self._at_once = 8
 
-    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, items: Items) -> dict[str, Tensor]:
         """Return a batch from items of a MultiViewDataset.
 
         Returns:
@@ -84,7 +85,7 @@ class MultiViewCollator:
             batch[name] = memory.permute(0, 1, 4, 2, 3) if self.channels_last else memory
         return batch
 
-    def fill(self, batch: Mapping[str, Tensor], items: Sequence[Mapping[str, Any]]) -> None:
+    def fill(self, batch: Mapping[str, Tensor], items: Items) -> None:
         """Decode some items and render their views into memory from `empty`."""
         start = 0
         while start < len(items):
@@ -108,7 +109,7 @@ class MultiViewCollator:
                 self._at_once = max(1, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // largest))
 
 
-def check_items(items: Sequence[Mapping[str, Any]]) -> None:
+def check_items(items: Items) -> None:
     """Refuse what is not items of a MultiViewDataset."""
     if isinstance(items, ImageRows) and len(items):
         return
@@ -123,7 +124,7 @@ def check_items(items: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def decode_items(items: Sequence[Mapping[str, Any]], num_channels: int) -> list[DecodedImages]:
+def decode_items(items: Items, num_channels: int) -> list[DecodedImages]:
     """Decode items, per epoch: a batch of a stream that starts over holds images of two."""
     if isinstance(items, ImageRows):
         return [DecodedImages(*items.dataset.pixels(items.rows, num_channels), items.epoch)]
