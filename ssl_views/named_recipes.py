@@ -6,6 +6,17 @@ _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _CIFAR_MEAN = tuple(round(v / 255, 6) for v in (125.307, 122.961, 113.8575))
 _CIFAR_STD = tuple(round(v / 255, 6) for v in (51.5865, 50.847, 51.255))
 _COLOR = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "jitter_prob": 0.8}
+_PUBLISHED_PAIR = {
+    "image_size": 224,
+    "interpolation": "bicubic",
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.2,
+    "hue": 0.1,
+    "jitter_prob": 0.8,
+    "grayscale_prob": 0.2,
+    **_IMAGENET,
+}
 _BLUR_ASYMMETRY = ({"blur_prob": 1.0}, {"blur_prob": 0.1, "solarize_prob": 0.2})
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -38,37 +49,20 @@ RECIPES: dict[str, dict[str, Any]] = {
     # are the same. Differs from source: float pixels, antialiased resizing of them, and a blur
     # kernel of 23 pixels where PIL approximates the Gaussian by box blurs.
     "barlow_twins": {
-        "image_size": 224,
+        **_PUBLISHED_PAIR,
         "num_views": 2,
-        "interpolation": "bicubic",
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.2,
-        "hue": 0.1,
-        "jitter_prob": 0.8,
-        "grayscale_prob": 0.2,
         "per_view": _BLUR_ASYMMETRY,
-        **_IMAGENET,
     },
     # Two global crops and six small local ones, as facebookresearch/dino@7c446df. Differs from
-    # source: the order of colour operations is random, and PIL's blur is a Gaussian of 23 (9)
-    # pixels.
+    # source as the pair above does; the kernel of the local blur has 9 pixels.
     "global_local": {
-        "image_size": 224,
+        **_PUBLISHED_PAIR,
         "num_views": 8,
-        "interpolation": "bicubic",
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.2,
-        "hue": 0.1,
-        "jitter_prob": 0.8,
-        "grayscale_prob": 0.2,
         "per_view": (
             {"crop_scale": (0.4, 1.0), "blur_prob": 1.0},
             {"crop_scale": (0.4, 1.0), "blur_prob": 0.1, "solarize_prob": 0.2},
             *[{"crop_scale": (0.05, 0.4), "blur_prob": 0.5, "relative_size": 96 / 224}] * 6,
         ),
-        **_IMAGENET,
     },
     "digits": {
         "image_size": 32,

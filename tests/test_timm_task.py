@@ -288,7 +288,7 @@ def test_refusals_say_what_to_do():
     ):
         MultiViewTask(timm.create_model("test_resnet", num_classes=0))
     task = new_task()
-    with pytest.raises(ValueError, match=r"\(B, V, C, S, S\); got \(6, 1, 32, 32\). MultiViewColl"):
+    with pytest.raises(ValueError, match=r"S, S\); got \[\(6, 1, 32, 32\)\]. MultiViewColl"):
         task(batches(1)[0][0][:, 0], torch.zeros(6))
     with pytest.raises(
         NotImplementedError, match=r"must get class logits; MultiViewTask has none. Rank checkpoin"
