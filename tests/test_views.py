@@ -11,6 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import ColorJitter, RandomResizedCrop
 
 from ssl_views import ViewRecipe
+from ssl_views.native import why_missing
 from ssl_views.torch_engine import render_torch
 from ssl_views.view_records import Rendering, clean_records
 
@@ -90,13 +91,16 @@ def test_a_whole_recipe_equals_torchvision(name):
         torch.testing.assert_close(views[at], expected, atol=4e-5, rtol=0)
 
 
-def test_mixed_sizes_in_a_batch_equal_each_alone():
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_mixed_sizes_in_a_batch_equal_each_alone(engine):
+    # The native engine to the bit; torch to 1e-5 of a pixel, for it pads the others (std is .22).
+    atol = 0 if engine == "auto" and why_missing() is None else 4e-5
     recipe = ViewRecipe.named("imagenet", image_size=16, num_views=2)
     images = [random_images(1, h, w, seed=h)[0] for h, w in ((20, 30), (9, 9), (20, 30), (41, 8))]
-    together = recipe.views(images, [3, 1, 8, 5], epoch=0)
+    together = recipe.views(images, [3, 1, 8, 5], epoch=0, engine=engine)
     for i, index in enumerate((3, 1, 8, 5)):
-        alone = recipe.views([images[i]], [index], epoch=0)[0]
-        torch.testing.assert_close(together[i], alone, atol=1e-6, rtol=0)
+        alone = recipe.views([images[i]], [index], epoch=0, engine=engine)[0]
+        torch.testing.assert_close(together[i], alone, atol=atol, rtol=0)
 
 
 def test_a_large_batch_is_rendered_in_chunks_alike():
