@@ -76,18 +76,18 @@ def test_workers_threads_and_the_cache_change_no_weight(cifar10, tmp_path):
 
 @pytest.mark.slow
 def test_the_torch_engine_trains_along_the_same_curve(cifar10, tmp_path):
-    _, history = train(cifar10, tmp_path)
+    # At a small learning rate, for a large one amplifies rounding from step to step.
+    options = {"learning_rate": 1e-4}
+    _, history = train(cifar10, tmp_path, **options)
     for values in (
         {"engine": "torch", "view_threads": 0},
         {"engine": "torch", "view_threads": 2},
         {"engine": "torch", "dataloader_num_workers": 2},
         {"render_on_device": True},
     ):
-        _, losses = train(cifar10, tmp_path, **values)
-        torch.testing.assert_close(losses[:5], history[:5], rtol=1e-3, atol=0)
-        # Training amplifies the rounding of the first steps.
-        difference = torch.tensor(losses) / torch.tensor(history) - 1
-        assert difference.abs().mean() < 0.02, values
+        _, losses = train(cifar10, tmp_path, **values, **options)
+        torch.testing.assert_close(losses, history, rtol=1e-2, atol=0)
+    assert min(history[-10:]) < 0.9 * history[0]
 
 
 def small_run(tmp_path, recipe="cifar", recipe_args=None, num_views=2, **values):
