@@ -34,8 +34,11 @@ class BuildNative(build_ext):
         """Compile for every instruction set, and link."""
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        for stale in (Path(target), Path(self.get_ext_filename(ext.name))):
-            stale.unlink(missing_ok=True)  # a library of other sources must not outlive a failure
+        stale = [target]  # a library of other sources must not outlive a failure
+        if self.inplace or self.editable_mode:
+            stale.append(self.get_ext_filename(ext.name))
+        for library in stale:
+            Path(library).unlink(missing_ok=True)
         isas = X86 if platform.machine() in ("x86_64", "AMD64") else OTHER
         listed = " ".join(f"DO({isa})" for isa in isas)
         folder = str(Path(self.build_temp) / "native")

@@ -1,7 +1,7 @@
 """View recipes: what is random about a view, and how much."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -84,7 +84,7 @@ class ViewRecipe:
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
     relative_size: float = 1.0
-    per_view: tuple[Mapping[str, Any], ...] = ()
+    per_view: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio", "blur_sigma", "mean", "std", "per_view"):
@@ -105,7 +105,7 @@ class ViewRecipe:
     @cached_property
     def numbers(self) -> dict[str, NDArray[np.float64]]:
         """What `draw` needs, by name: arrays (V, ...), and (V, 4) colour strengths."""
-        names = [field.name for field in fields(self) if field.name not in SHARED]
+        names = [each.name for each in fields(self) if each.name not in SHARED]
         drawn = [name for name in names if name not in ("blur_kernel_size", "relative_size")]
         arrays = {name: np.array([getattr(v, name) for v in self.of_views]) for name in drawn}
         arrays["strength"] = np.stack([arrays[name] for name in COLOR_OPERATIONS], axis=-1)
@@ -138,7 +138,7 @@ class ViewRecipe:
                 f"recipe must be one of {sorted(RECIPES)}; got "
                 f"{name!r}.{did_you_mean(name, RECIPES)}"
             )
-        known = [field.name for field in fields(cls)]
+        known = [each.name for each in fields(cls)]
         for key in overrides:
             if key not in known:
                 raise ValueError(

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from loader_cases import mixed_images
 from PIL import Image
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -55,6 +56,11 @@ def cifar10():
 @pytest.fixture
 def photos():
     return _shared("photos")
+
+
+@pytest.fixture(scope="session")
+def mixed():
+    return mixed_images()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from loader_cases import RECIPE, Counting, is_same, mixed_images, needs_library, pixels, plain
+from loader_cases import RECIPE, Counting, is_same, needs_library, pixels, plain
 from torch.utils.data import DataLoader
 
 from ssl_views import (
@@ -17,11 +17,6 @@ from ssl_views import (
     load_images,
 )
 from ssl_views.data import collator as collator_module
-
-
-@pytest.fixture(scope="module")
-def mixed():
-    return mixed_images()
 
 
 class TestCollator:

@@ -11,7 +11,6 @@ from loader_cases import (
     Counting,
     assert_same,
     encoded,
-    mixed_images,
     needs_library,
     our_threads,
     pixels,
@@ -31,11 +30,6 @@ from ssl_views import (
     ViewRecipe,
 )
 from ssl_views.data.decode import ImageError
-
-
-@pytest.fixture(scope="module")
-def mixed():
-    return mixed_images()
 
 
 class TestSameBatches:

@@ -12,7 +12,6 @@ from loader_cases import (
     assert_same,
     encoded,
     is_same,
-    mixed_images,
     our_threads,
     pixels,
     plain,
@@ -29,12 +28,6 @@ from ssl_views import (
     ViewRecipe,
 )
 from ssl_views.data.loader import BufferPool
-
-
-@pytest.fixture(scope="module")
-def mixed():
-    return mixed_images()
-
 
 SHARING = {
     "itself": lambda x: x,

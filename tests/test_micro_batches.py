@@ -19,27 +19,30 @@ class Model(nn.Module):
             nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 8)
         )
 
-    def forward(self, pixel_values, return_loss=True):
-        rows = pixel_values.transpose(0, 1)
+    def forward(self, pixel_values, return_loss=True, local_pixel_values=None):
+        parts = [x for x in (pixel_values, local_pixel_values) if x is not None]
+        rows = torch.cat(parts, dim=1).transpose(0, 1)
         z = self.layers(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
         return SimpleNamespace(embeddings=z)
 
 
 @pytest.mark.parametrize("loss", [BarlowTwinsLoss(0.1), VICRegLoss(), KernelLoss(0.1)])
 @pytest.mark.parametrize("micro_batch_size", [4, 5, 100])
-def test_gradient_is_that_of_one_graph(loss, micro_batch_size):
-    pixel_values = torch.randn(10, 3, 6, dtype=torch.float64)
+@pytest.mark.parametrize("names", [["pixel_values"], ["pixel_values", "local_pixel_values"]])
+def test_gradient_is_that_of_one_graph(loss, micro_batch_size, names):
+    views = {name: torch.randn(10, 3, 6, dtype=torch.float64) for name in names}
     found, expected = Model().double(), Model().double()
     expected.load_state_dict(found.state_dict())
     torch.manual_seed(1)
-    parts = [expected(part).embeddings for part in pixel_values.split(micro_batch_size)]
+    parts = []
+    for start in range(0, 10, micro_batch_size):
+        some = {name: x[start : start + micro_batch_size] for name, x in views.items()}
+        parts.append(expected(**some).embeddings)
     total, terms = loss(torch.cat(parts, dim=1))
     total.backward()
     after = torch.get_rng_state()
     torch.manual_seed(1)
-    result = loss_by_micro_batches(
-        Accelerator(cpu=True), found, loss, {"pixel_values": pixel_values}, micro_batch_size
-    )
+    result = loss_by_micro_batches(Accelerator(cpu=True), found, loss, views, micro_batch_size)
     torch.testing.assert_close(result.total, total.detach(), atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(result.terms, terms, atol=1e-12, rtol=1e-12)
     for ours, reference in zip(found.parameters(), expected.parameters(), strict=True):

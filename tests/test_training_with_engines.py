@@ -28,6 +28,17 @@ def images(path):
     return load_images(path).select(range(800))
 
 
+def arguments(output_dir, **values):
+    return SSLViewsTrainingArguments(
+        str(output_dir),
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        **values,
+    )
+
+
 def train(path, output_dir, engine="auto", cached=False, **values):
     """Return the weights and the losses of every step."""
     set_seed(0)
@@ -35,16 +46,7 @@ def train(path, output_dir, engine="auto", cached=False, **values):
         backbone="test_resnet", image_size=32, num_views=2, projector_dim=32, recipe="cifar"
     )
     model = SSLViewsForPreTraining(config)
-    args = SSLViewsTrainingArguments(
-        str(output_dir),
-        per_device_train_batch_size=32,
-        max_steps=50,
-        logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        **values,
-    )
+    args = arguments(output_dir, per_device_train_batch_size=32, max_steps=50, **values)
     rows = images(path)
     cache = PixelCache.of(MultiViewDataset(rows), 3, limit_bytes=10**7) if cached else None
     dataset = MultiViewDataset(rows, cache=cache)
@@ -103,16 +105,7 @@ def small_run(tmp_path, recipe="cifar", recipe_args=None, num_views=2, **values)
     )
     rng = np.random.default_rng(0)
     rows = [{"image": rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)} for _ in range(6)]
-    args = SSLViewsTrainingArguments(
-        str(tmp_path),
-        per_device_train_batch_size=6,
-        max_steps=2,
-        logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        **values,
-    )
+    args = arguments(tmp_path, per_device_train_batch_size=6, max_steps=2, **values)
     dataset = MultiViewDataset(rows)
     collator = MultiViewCollator(ViewRecipe.for_config(config))
     model = SSLViewsForPreTraining(config)

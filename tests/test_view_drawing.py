@@ -390,3 +390,9 @@ def test_sizes_and_indices_must_match():
         RECIPE.draw([0], [5], [5], epoch=-1)
     with pytest.raises(ValueError, match=r"views of one tensor must have one size.*render_groups"):
         ViewRecipe.named("global_local").views([torch.zeros(3, 9, 9).byte()], [0], epoch=0)
+
+
+def test_recipes_are_equal_and_hash_alike():
+    for name in ("cifar", "global_local"):
+        assert ViewRecipe.named(name) == ViewRecipe.named(name)
+        assert len({ViewRecipe.named(name), ViewRecipe.named(name)}) == 1

@@ -82,10 +82,11 @@ class MultiViewLoader:
         device: torch.device | str = "cpu",
         render_on_device: bool = False,
     ) -> None:
-        if getattr(batches, "num_workers", 0):
+        num_workers = getattr(batches, "num_workers", 0)
+        if num_workers > 0:
             raise ValueError(
                 "the loader of the items must have no worker processes, for threads do their work; "
-                f"got num_workers={batches.num_workers}. Set num_workers=0."  # type: ignore[attr-defined]
+                f"got num_workers={num_workers}. Set num_workers=0."
             )
         if num_threads < 1 or prefetch < 1:
             raise ValueError(
