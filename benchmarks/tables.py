@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from statistics import mean, median
 
+from fault_tables import faults
 from view_tables import loader, views, views_jpeg
 
 ROOT = Path(__file__).parents[1]
@@ -198,8 +199,12 @@ TABLES = {  # by name: the function, and the JSON it reads
     "views": (views, "views"),
     "views_jpeg": (views_jpeg, "views"),
     "loader": (loader, "loader"),
+    "faults": (faults, "faults"),
 }
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("losses", "views")))
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("losses", "views", "reliability")),
+)
 BLOCK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", flags=re.DOTALL)
 
 

@@ -18,9 +18,12 @@ from ssl_views.views import ViewRecipe
 
 if TYPE_CHECKING:
     from ssl_views.callbacks import EpochCallback
+    from ssl_views.data.bad_images import BadImages
     from ssl_views.data.cache import PixelCache
     from ssl_views.data.collator import MultiViewCollator
     from ssl_views.data.dataset import MultiViewDataset, MultiViewIterableDataset
+    from ssl_views.data.image_limits import BadImage, ImageLimits
+    from ssl_views.data.image_roots import allow_images_below
     from ssl_views.data.loader import MultiViewLoader
     from ssl_views.data.sources import load_images
     from ssl_views.evaluation.features import extract_features
@@ -33,7 +36,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "BadImage": "data.image_limits",
+    "BadImages": "data.bad_images",
     "EpochCallback": "callbacks",
+    "ImageLimits": "data.image_limits",
     "MultiViewCollator": "data.collator",
     "MultiViewDataset": "data.dataset",
     "MultiViewIterableDataset": "data.dataset",
@@ -41,6 +47,7 @@ _LAZY = {
     "PixelCache": "data.cache",
     "SSLViewsTrainer": "trainer",
     "SSLViewsTrainingArguments": "training_args",
+    "allow_images_below": "data.image_roots",
     "export_encoder": "export",
     "extract_features": "evaluation.features",
     "knn_accuracy": "evaluation.knn",
@@ -49,8 +56,11 @@ _LAZY = {
 }
 
 __all__ = [
+    "BadImage",
+    "BadImages",
     "BarlowTwinsLoss",
     "EpochCallback",
+    "ImageLimits",
     "KernelLoss",
     "LossTerms",
     "MultiViewCollator",
@@ -68,6 +78,7 @@ __all__ = [
     "VICRegLoss",
     "ViewRecipe",
     "ViewRecords",
+    "allow_images_below",
     "barlow_twins_loss",
     "effective_rank",
     "export_encoder",

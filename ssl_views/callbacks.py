@@ -1,10 +1,13 @@
 """Trainer callbacks."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from ssl_views.data.dataset import MultiViewDataset
 
@@ -85,3 +88,16 @@ class ProgressBar(TrainerCallback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Leave out transformers' bars for loading and saving weights, which take no time here."""
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

@@ -2,12 +2,18 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ssl_views.losses import LossTerms
+
+class MicroBatchLoss(NamedTuple):
+    """A loss over micro-batches, detached: total, terms, and the embeddings (V, B, D)."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    embeddings: Tensor
 
 
 def loss_by_micro_batches(
@@ -16,7 +22,7 @@ def loss_by_micro_batches(
     loss: nn.Module,
     views: Mapping[str, Tensor],
     micro_batch_size: int,
-) -> LossTerms:
+) -> MicroBatchLoss:
     """Add the gradient of a batch's loss to the parameters, one micro-batch at a time.
 
     Embeds all micro-batches without keeping activations, computes the loss and its gradient by the
@@ -33,7 +39,7 @@ def loss_by_micro_batches(
         micro_batch_size: images at once.
 
     Returns:
-        LossTerms, detached.
+        The loss, its terms and the embeddings, detached.
 
     Source:
         GradCache, arXiv 2101.06983, section 3.
@@ -66,7 +72,7 @@ def loss_by_micro_batches(
             again = model(**micro_batch, return_loss=False).embeddings
             accelerator.backward((again * part).sum())
     _set_random_state(device, after)
-    return LossTerms(result.total.detach(), result.terms)
+    return MicroBatchLoss(result.total.detach(), result.terms, embeddings.detach())
 
 
 def _random_state(device: torch.device) -> list[Tensor]:

@@ -14,13 +14,19 @@ _MIN_SIDE = 96
 
 
 def draw_view_grid(
-    images: Sequence[Tensor], recipe: ViewRecipe, *, seed: int = 0, epoch: int = 0
+    images: Sequence[Tensor],
+    recipe: ViewRecipe,
+    *,
+    indices: Sequence[int] | None = None,
+    seed: int = 0,
+    epoch: int = 0,
 ) -> Image.Image:
     """Draw one row per image: the clean view, then its V views.
 
     Args:
         images: uint8 (C, H, W); of other than 1 or 3 channels the first three (or one) are shown.
         recipe: how views are made.
+        indices: of the images; their places by default.
         seed: of the run.
         epoch: of the run.
 
@@ -28,7 +34,8 @@ def draw_view_grid(
         An RGB picture; small views are enlarged without smoothing.
     """
     pixels = PixelBatch.of(images)
-    records = recipe.draw(range(len(images)), pixels.heights, pixels.widths, epoch=epoch, seed=seed)
+    indices = range(len(images)) if indices is None else indices
+    records = recipe.draw(indices, pixels.heights, pixels.widths, epoch=epoch, seed=seed)
     columns = {-1: recipe.clean_view(pixels, normalize=False)}  # by number of the view
     rendered = recipe.render_groups(pixels, records, normalize=False)
     for group, views in zip(recipe.groups, rendered, strict=True):

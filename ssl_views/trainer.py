@@ -1,74 +1,36 @@
 """A Trainer that logs every term, decays only weights, knows LARS, and probes in evaluation."""
 
-from collections.abc import Generator, Iterator, Mapping, Sized
+from collections.abc import Generator, Iterator, Sized
+from copy import copy
+from pathlib import Path
 from typing import Any
 
 from timm.optim.lars import Lars
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
-from transformers.utils import logging
 
-from ssl_views.batchnorm import local_batchnorm_layers, synchronize_batchnorm
 from ssl_views.callbacks import EpochCallback, ProgressBar
+from ssl_views.data.bad_images import BadImages, most_bad
 from ssl_views.data.collator import GROUP_NAMES, MultiViewCollator
 from ssl_views.data.dataset import MultiViewDataset
+from ssl_views.data.image_limits import LIMITS
 from ssl_views.data.loader import MultiViewLoader
 from ssl_views.evaluation.features import labelled_features
 from ssl_views.evaluation.report import evaluate_features
 from ssl_views.micro_batches import loss_by_micro_batches
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
+from ssl_views.trainer_checks import (
+    check_batch_fits,
+    check_processes,
+    synchronize,
+    warn_of_small_batch,
+)
 from ssl_views.training_args import SSLViewsTrainingArguments
-
-logger = logging.get_logger(__name__)
-
-
-class _Means:
-    """Running means of named 0-d tensors, left on their device until they are read."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-        self._count += 1
-
-    def pop(self) -> dict[str, float]:
-        means = {name: float(value) / self._count for name, value in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return means
+from ssl_views.watched_trainer import WatchedTrainer
 
 
-def _check_batch_fits(
-    name: str, dataset: Any, batch_size: int, args: SSLViewsTrainingArguments
-) -> None:
-    batch_size *= args.world_size
-    sized = isinstance(dataset, Sized) and not isinstance(dataset, Mapping)
-    if args.dataloader_drop_last and sized and len(dataset) < batch_size:
-        raise ValueError(
-            f"a batch must not be larger than the data set; got {batch_size} images per {name} "
-            f"step and {len(dataset)} images. Lower --per_device_{name}_batch_size."
-        )
-
-
-def _synchronize(model: nn.Module, args: SSLViewsTrainingArguments) -> None:
-    if args.sync_batchnorm:
-        synchronize_batchnorm(model, args.device.type)
-    local = local_batchnorm_layers(model)
-    if local:
-        logger.warning(
-            "%d BatchNorm layers (%s, ...) use the images of their own process only, so results "
-            "depend on the number of processes. Set sync_batchnorm, or use a backbone without "
-            "BatchNorm.",
-            len(local),
-            local[0],
-        )
-
-
-class SSLViewsTrainer(Trainer):
+class SSLViewsTrainer(WatchedTrainer):
     """A thin subclass of `transformers.Trainer`; everything not named here is the stock Trainer's.
 
     It logs every term of the loss (`invariance`, ..., and `eval_invariance`, ...), decays only
@@ -100,16 +62,13 @@ class SSLViewsTrainer(Trainer):
         probe_test: Any = None,
         **kwargs: Any,
     ) -> None:
-        _check_batch_fits("train", kwargs.get("train_dataset"), args.train_batch_size, args)
+        check_processes(args)
+        check_batch_fits("train", kwargs.get("train_dataset"), args.train_batch_size, args)
         if args.eval_strategy != "no":
-            _check_batch_fits("eval", kwargs.get("eval_dataset"), args.eval_batch_size, args)
-        if args.n_gpu > 1:
-            raise ValueError(
-                "one process must use one GPU, or the loss would see a part of the batch only; got "
-                f"{args.n_gpu}. Start with torchrun --nproc_per_node {args.n_gpu} -m ssl_views ..."
-            )
+            check_batch_fits("eval", kwargs.get("eval_dataset"), args.eval_batch_size, args)
+        warn_of_small_batch(args.train_batch_size * args.world_size, model.config.projector_dim)
         if args.world_size > 1:
-            _synchronize(model, args)
+            synchronize(model, args)
         if args.lars:
             lars_args = {"lr": args.learning_rate, "momentum": 0.9, "trust_coeff": 1e-3}
             kwargs["optimizer_cls_and_kwargs"] = (Lars, lars_args)
@@ -120,9 +79,9 @@ class SSLViewsTrainer(Trainer):
         if not args.disable_tqdm:
             self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
             self.add_callback(ProgressBar())
-        threaded = isinstance(self.data_collator, MultiViewCollator)
-        threaded = threaded and args.dataloader_num_workers == 0
-        self._threads = args.view_threads if threaded else 0
+        ours = isinstance(self.data_collator, MultiViewCollator)
+        self._threads = args.view_threads if ours and args.dataloader_num_workers == 0 else 0
+        self._bad_images = self._watch_images() if ours else None
         if args.render_on_device and not self._threads:
             raise ValueError(
                 "render_on_device needs a MultiViewCollator; got "
@@ -130,13 +89,36 @@ class SSLViewsTrainer(Trainer):
             )
         self._ahead: tuple[Iterator[Any], Generator[Any, None, None]] | None = None
         self.probe_train, self.probe_test = probe_train, probe_test
-        self._train_terms, self._eval_terms = _Means(), _Means()
 
     data_collator: Any
 
     @property
     def _ssl_model(self) -> SSLViewsForPreTraining:
         return self.model
+
+    def _watch_images(self) -> BadImages | None:
+        """Make the collator name the images of a batch, and replace and list bad ones."""
+        self.data_collator = copy(self.data_collator)
+        self.data_collator.keep_indices = True
+        if self.args.on_bad == "raise" or self.data_collator.bad_images is not None:
+            return self.data_collator.bad_images
+        seen = self.args.max_steps * self.args.train_batch_size * self.args.world_size
+        sized = isinstance(self.train_dataset, Sized)
+        most = most_bad(len(self.train_dataset) if sized else seen)
+        path = Path(str(self.args.output_dir)) / "bad_samples.jsonl"
+        self.data_collator.bad_images = BadImages(path, most=most)
+        return self.data_collator.bad_images
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the loader of an evaluation set, whose bad images are replaced but not listed."""
+        collator = self.data_collator
+        if isinstance(collator, MultiViewCollator) and collator.bad_images is not None:
+            self.data_collator = copy(collator)
+            self.data_collator.bad_images = BadImages()
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = collator
 
     def get_train_dataloader(self) -> Any:
         """Return the loader of the training set; of items only, where threads render them."""
@@ -175,6 +157,13 @@ class SSLViewsTrainer(Trainer):
         finally:
             self._stop_threads()
 
+    def choose_checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
+        """Choose a checkpoint; a new run starts a new list of bad images."""
+        folder = super().choose_checkpoint(wanted)
+        if folder is None and self._bad_images is not None and self.is_world_process_zero():
+            self._bad_images.clear()
+        return folder
+
     def _stop_threads(self) -> None:
         if self._ahead is not None:
             self._ahead[1].close()
@@ -187,24 +176,12 @@ class SSLViewsTrainer(Trainer):
         excluded = {f"ssl_views.backbone.{name}" for name in excluded}
         return [name for name, p in model.named_parameters() if p.ndim > 1 and name not in excluded]
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Compute the loss and keep its terms for the next log."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        (self._train_terms if model.training else self._eval_terms).add(outputs["terms"])
-        return (loss, outputs) if return_outputs else loss
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    def forward_backward(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any
     ) -> Tensor:
-        """Train on a batch, in micro-batches where `args` say so."""
+        """Compute loss and gradients of a batch, in micro-batches where `args` say so."""
         if self.args.micro_batch_size is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+            return super().forward_backward(model, inputs, num_items_in_batch)
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # schedule-free optimizers have two modes
@@ -213,13 +190,13 @@ class SSLViewsTrainer(Trainer):
         result = loss_by_micro_batches(
             self.accelerator, model, self._ssl_model.loss, views, self.args.micro_batch_size
         )
-        self._train_terms.add(result.terms)
-        return result.total.detach()
+        self.keep(result.terms, result.embeddings)
+        return result.total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the terms beside the loss."""
-        if "loss" in logs:
-            logs.update(self._train_terms.pop())
+        """Log, with the number of images that could not be used."""
+        if "loss" in logs and self._bad_images:
+            logs["bad_images"] = len(self._bad_images)
         super().log(logs, start_time)
 
     def evaluation_loop(
@@ -234,7 +211,7 @@ class SSLViewsTrainer(Trainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        metrics = {**self._eval_terms.pop(), **self._probe()}
+        metrics = {**self.eval_terms.pop(), **self._probe()}
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
@@ -246,6 +223,7 @@ class SSLViewsTrainer(Trainer):
             self.probe_train,
             self.probe_test,
             batch_size=self.args.eval_batch_size,
+            limits=getattr(self.data_collator, "limits", LIMITS),
         )
         metrics = evaluate_features(features, linear_probe=False)
         probes = {"knn": metrics.knn, "effective_rank": metrics.effective_rank}

@@ -34,6 +34,15 @@ class SSLViewsTrainingArguments(TrainingArguments):
         sync_batchnorm: give BatchNorm layers the statistics of all processes.
         lars: train with LARS (`timm.optim.Lars`, momentum 0.9, trust coefficient 1e-3) instead of
             `optim`.
+        on_bad: "replace" puts another image in the place of one that cannot be decoded, and lists
+            it in `bad_samples.jsonl`; more than 50 of them, or 1 % of the images, end the run.
+            "raise" ends it at the first.
+        resume_from_checkpoint: for `ssl-views pretrain`: "auto", "false" or the folder of a
+            checkpoint, see `SSLViewsTrainer.train`.
+        allow_changed_run: resume although data, model, views or optimizer have changed.
+        max_skipped_steps: how often a step whose loss or gradient is not finite may be left out
+            before the run ends; the log then repeats the last finite loss.
+        stop_on_collapse: end the run when the embeddings have collapsed; otherwise it is only said.
     """
 
     output_dir: str | None = field(
@@ -135,6 +144,31 @@ class SSLViewsTrainingArguments(TrainingArguments):
             "of the loss."
         },
     )
+    on_bad: str = field(
+        default="replace",
+        metadata={
+            "help": "What to do with an image that cannot be decoded: replace it by another and "
+            "list it in bad_samples.jsonl, or raise."
+        },
+    )
+    resume_from_checkpoint: str | None = field(
+        default="auto",
+        metadata={
+            "help": "auto: go on from the newest checkpoint in the output folder that is intact; "
+            "false: start anew; or the folder of a checkpoint."
+        },
+    )
+    allow_changed_run: bool = field(
+        default=False,
+        metadata={"help": "Resume although data, model, views or optimizer have changed."},
+    )
+    max_skipped_steps: int = field(
+        default=0,
+        metadata={"help": "Steps with a NaN or infinite loss or gradient that are left out."},
+    )
+    stop_on_collapse: bool = field(
+        default=False, metadata={"help": "End the run when the embeddings have collapsed."}
+    )
     sync_batchnorm: bool = field(
         default=True,
         metadata={
@@ -159,6 +193,22 @@ class SSLViewsTrainingArguments(TrainingArguments):
                 "render_on_device needs view_threads and no worker processes; got "
                 f"{self.view_threads} threads and {self.dataloader_num_workers} workers. Set "
                 "dataloader_num_workers=0 and view_threads."
+            )
+        if self.on_bad not in ("replace", "raise"):
+            raise ValueError(
+                f"on_bad must be 'replace' or 'raise'; got {self.on_bad!r}. replace goes on "
+                "without images that cannot be decoded."
+            )
+        if self.max_skipped_steps < 0:
+            raise ValueError(
+                f"max_skipped_steps must be at least 0; got {self.max_skipped_steps}. 0 stops at "
+                "the first step that is not finite."
+            )
+        if self.hub_token is not None or self.push_to_hub:
+            raise ValueError(
+                "tokens do not belong into arguments, which are written to files, and a run folder "
+                "is not uploaded; got hub_token or push_to_hub. Log in with `hf auth login` or set "
+                "HF_TOKEN, and call model.push_to_hub('user/name') after training."
             )
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers allows bf16 without a GPU only if told so

@@ -91,9 +91,9 @@ class Counting(MultiViewDataset):
         super().__init__(rows, epoch=0)
         self.seen, self.most, self.gate, self._lock = 0, 0, gate, threading.Lock()
 
-    def pixels(self, rows, num_channels):
+    def pixels(self, rows, num_channels, **options):
         with self._lock:
             self.seen, self.most = self.seen + len(rows), max(self.most, len(rows))
         if self.gate is not None:
             self.gate(self.seen)
-        return super().pixels(rows, num_channels)
+        return super().pixels(rows, num_channels, **options)

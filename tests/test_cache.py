@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_views import MultiViewDataset, PixelCache, load_images
+from ssl_views import MultiViewDataset, PixelCache, allow_images_below, load_images
 from ssl_views.data import cache as cache_module
-from ssl_views.data.decode import ImageError, decode_pixels
+from ssl_views.data.decode import decode_pixels
+from ssl_views.data.image_limits import BadImage, ImageLimits, PixelFormatError
 
-SIZES = [(9, 13), (16, 16), (31, 20), (12, 40), (1, 1)]
+SIZES = [(9, 13), (16, 16), (31, 20), (12, 40), (8, 8)]
 LIMIT = 10**6
 Usage = namedtuple("Usage", "total used free")
 
@@ -88,13 +89,13 @@ def decoding(monkeypatch):
         fail_at = None
         count = property(lambda self: len(seen))
 
-    def counted(value, num_channels):
+    def counted(value, num_channels, limits):
         seen.append(value)
         if Seen.fail_at == len(seen):
             raise KeyboardInterrupt
-        return decode_pixels(value, num_channels)
+        return decode_pixels(value, num_channels, limits)
 
-    monkeypatch.setattr("ssl_views.data.dataset.decode_pixels", counted)
+    monkeypatch.setattr("ssl_views.data.decode.decode_pixels", counted)
     monkeypatch.setattr(Seen, "clear", seen.clear, raising=False)
     return Seen()
 
@@ -125,7 +126,7 @@ class TestContents:
 
     def test_rows_of_arrays_and_of_five_channels(self):
         arrays = [
-            np.random.default_rng(i).integers(0, 256, (i + 1, 4, 5), dtype=np.uint8)
+            np.random.default_rng(i).integers(0, 256, (i + 8, 9, 5), dtype=np.uint8)
             for i in range(7)
         ]
         members = [{"image": array, "index": 100 - i} for i, array in enumerate(arrays)]
@@ -164,12 +165,20 @@ class TestContents:
             members[6] = {"bytes": wrong, "path": "folder/a.png"}
             features = datasets.Features({"image": datasets.Image(decode=False)})
             rows = datasets.Dataset.from_dict({"image": members}, features=features)
-            with pytest.raises(ImageError, match=r"image 6 \(folder/a.png\): the bytes cannot be"):
-                build(rows, 3, where, num_threads=2)
+            cache = build(rows, 3, where, num_threads=2)
+            message = (
+                r"image 6 \(folder/a.png\): the bytes cannot be decoded: .*Remove or repair it"
+            )
+            for dataset in (MultiViewDataset(rows), MultiViewDataset(rows, cache=cache)):
+                with pytest.raises(BadImage, match=message):
+                    dataset.pixels([2, 6], 3)
+                assert dataset.pixels([2, 5], 3)[1] == [2, 5]
 
     def test_wrong_channels_are_named(self):
-        members = [{"image": np.zeros((4, 4, 3), dtype=np.uint8)}] * 3
-        with pytest.raises(ImageError, match="image 0: the image has 3 channels; the model takes"):
+        members = [{"image": np.zeros((9, 9, 3), dtype=np.uint8)}] * 3
+        with pytest.raises(
+            PixelFormatError, match="image 0: the image has 3 channels; the model takes"
+        ):
             build(members, 5)
 
 
@@ -180,13 +189,14 @@ class Changing(list):
 
     def __getitem__(self, place):
         self.reads += 1
-        side = 4 if place != 1 or self.reads <= len(self) else 5
+        side = 8 if place != 1 or self.reads <= len(self) else 9
         return {"image": np.zeros((side, side, 3), dtype=np.uint8)}
 
 
 class TestRoom:
     def test_rows_that_change_are_refused(self):
-        with pytest.raises(ImageError, match="row 1 must decode to the size of its header; got 75"):
+        message = "row 1 must decode to the size of its header; got 243"
+        with pytest.raises(ValueError, match=message):
             build(Changing(range(3)))
 
     def test_bytes_from_headers(self, rows):
@@ -317,13 +327,43 @@ class TestInterrupted:
         assert_holds(build(rows, 3, tmp_path), rows)
         assert decoding.count == 40
 
-    def test_a_build_over_an_unreadable_image_is_not_used(self, simple, tmp_path):
+    def test_a_build_over_an_unreadable_image_is_used_again(self, simple, tmp_path, decoding):
         build(simple, 3, tmp_path)
         broken = simple.select(range(9)).add_item({"image": simple[9]["image"][:100]})
-        with pytest.raises(ImageError, match="image 9: the bytes cannot be decoded"):
-            build(broken, 3, tmp_path)
-        assert not (tmp_path / "cache.json").exists()
+        for _ in range(2):
+            cache = build(broken, 3, tmp_path)
+            assert cache.batch([9], 3)[0].heights == [0]
+            assert images_in(cache, range(9))[1] == list(range(9))
+        assert decoding.count == 10 + 10 + 1  # the bad image is looked at again
         assert_holds(build(simple, 3, tmp_path), simple)
+
+    def test_it_is_made_again_when_a_bad_image_is_usable(self, tmp_path):
+        """A folder was allowed, for one: the rows are the same."""
+        (tmp_path / "later").mkdir()
+        (tmp_path / "later" / "a.png").write_bytes(encoded(pixels(3)))
+        members = [{"bytes": encoded(pixels(i)), "path": None} for i in range(4)]
+        members[2] = {"bytes": None, "path": str(tmp_path / "later" / "a.png")}
+        features = datasets.Features({"image": datasets.Image(decode=False)})
+        rows = datasets.Dataset.from_dict({"image": members}, features=features)
+        assert build(rows, 3, tmp_path).image(2) is None
+        allow_images_below(tmp_path / "later")
+        assert np.array_equal(build(rows, 3, tmp_path).image(2), pixels(3))
+
+    @pytest.mark.parametrize("folder", [None, "cache"])
+    def test_no_usable_image_gets_a_sentence(self, tmp_path, folder):
+        where = None if folder is None else tmp_path / folder
+        rows = datasets.Dataset.from_dict({"image": [b"none"] * 3})
+        message = r"needs an image that can be used; got none\. First image 0: the bytes cannot be"
+        with pytest.raises(ValueError, match=message):
+            build(rows, 3, where)
+
+    def test_it_is_made_again_for_other_limits(self, rows, tmp_path, decoding):
+        for min_side, count in ((9, 32), (9, 40), (8, 80)):  # those of 8 x 8 are bad
+            cache = build(rows, 3, tmp_path, limits=ImageLimits(min_side=min_side))
+            assert decoding.count == count
+            assert (cache.image(4) is None) == (min_side == 9)
+        with pytest.raises(ValueError, match=r"the limits of the collator; got ImageLimits\(min_s"):
+            cache.batch([0], 3, ImageLimits(min_side=9))
 
     @pytest.mark.parametrize(
         "damage",

@@ -118,7 +118,11 @@ def test_fraction_and_streaming(capsys, tmp_path, image_folder):
     code, out, _ = run(capsys, *words, "--fraction", 0.5)
     assert code == 0
     assert "12 images from" in out
-    code, out, _ = run(capsys, *words, "--streaming", "--save_strategy", "no")
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert "data.images: 12 -> 24" in err
+    words += ["--streaming", "--save_strategy", "no", "--output_dir", tmp_path / "stream"]
+    code, out, _ = run(capsys, *words)
     assert code == 0
     assert "a stream of images from" in out
 
@@ -209,7 +213,7 @@ def test_a_cache_changes_no_weight(capsys, trained_run, tmp_path, cache):
             ["pretrain", "--num_vews", "4"],
             "has no argument '--num_vews'. Did you mean '--num_views'",
         ),
-        (["pretrain", "--resume_from_checkpoint", "true"], "holds no checkpoint to resume from"),
+        (["pretrain", "--resume_from_checkpoint", "true"], "holds no checkpoint that can be resumed from"),
         (
             ["pretrain", "--streaming", "--max_steps", "2", "--test_split", "a"],
             "test_split would be ignored",
@@ -243,7 +247,7 @@ def test_wrong_input_gets_a_sentence(capsys, tmp_path, monkeypatch, words, messa
     assert code == 2
     assert message in err
     assert "Traceback" not in err
-    assert not (tmp_path / "runs").exists()  # nothing was trained
+    assert not [path for path in tmp_path.rglob("runs/**/*") if path.is_file()]  # nothing trained
 
 
 def test_a_misspelt_yaml_key_gets_a_sentence(capsys, tmp_path):
@@ -253,24 +257,108 @@ def test_a_misspelt_yaml_key_gets_a_sentence(capsys, tmp_path):
     assert "unknown key 'num_vews'. Did you mean 'num_views'" in err
 
 
-def test_an_unreadable_image_is_named(capsys, tmp_path, image_folder):
-    broken = sorted(image_folder.rglob("*.png"))[0]
-    broken.write_bytes(b"not an image")
-    code, _, err = run(capsys, "preview", "--dataset", image_folder, "--output", tmp_path / "v.png")
-    assert code == 2
-    assert "image 0" in err
-    assert broken.name in err
+def break_images(folder, *places):
+    """Overwrite some images of a folder, and return their paths."""
+    paths = [sorted(folder.rglob("*.png"))[place] for place in places]
+    for path in paths:
+        path.write_bytes(b"not an image")
+    return paths
 
 
-def test_an_unreadable_image_is_named_by_a_worker_too(capsys, tmp_path, image_folder):
-    broken = sorted(image_folder.rglob("*.png"))[29]
-    broken.write_bytes(b"not an image")
+def test_preview_leaves_bad_images_out(capsys, tmp_path, image_folder):
+    words = ["preview", "--dataset", image_folder, "--num_images", 3]
+    run(capsys, *words, "--output", tmp_path / "whole.png")
+    (broken,) = break_images(image_folder, 1)
+    code, out, _ = run(capsys, *words, "--output", tmp_path / "v.png")
+    assert code == 0
+    assert f"1 of 3 images cannot be used and are left out: image 1 ({broken}): the bytes" in out
+    assert "2 images, 4 views per image" in out
+    with Image.open(tmp_path / "whole.png") as whole, Image.open(tmp_path / "v.png") as picture:
+        whole, picture = np.asarray(whole), np.asarray(picture)
+    row = (len(picture) - 16) // 2  # the views are those of a run with this seed
+    assert np.array_equal(picture[16 + row :], whole[16 + 2 * row :])
+
+
+def test_no_usable_image_gets_a_sentence(capsys, tmp_path, image_folder):
+    break_images(image_folder, *range(30))
+    for command in ("preview", "pretrain"):
+        code, _, err = run(capsys, command, "--dataset", image_folder)
+        assert code == 2
+        assert "none of the first " in err
+        assert "images can be used. First image 0 (" in err
+
+
+def test_the_first_images_may_be_bad(capsys, tmp_path, image_folder):
+    break_images(image_folder, *range(20))
+    words = ["preview", "--dataset", image_folder, "--num_images", 25]
+    code, out, _ = run(capsys, *words, "--output", tmp_path / "v.png")
+    assert code == 0
+    assert "5 images, 4 views per image, 3 x 32 x 32, recipe cifar" in out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_unreadable_image_is_named_where_that_is_asked_for(
+    capsys, tmp_path, image_folder, streaming, workers
+):
+    (broken,) = break_images(image_folder, 29)
     words = ["--dataset", image_folder, "--max_steps", 9, "--per_device_train_batch_size", 8]
-    words += ["--backbone", "test_resnet", "--dataloader_num_workers", 1, "--streaming"]
-    code, _, err = run(capsys, "pretrain", *words, "--output_dir", tmp_path)
+    words += ["--backbone", "test_resnet", "--dataloader_num_workers", workers]
+    words += ["--on_bad", "raise", "--streaming", streaming]
+    code, _, err = run(capsys, "pretrain", *words, "--output_dir", tmp_path / "run")
     assert code == 2
-    assert broken.name in err
+    sentence = err.partition("ssl-views: ")[2].splitlines()[0]
+    assert sentence.startswith("image ")
+    assert f"({broken}): the bytes cannot be decoded" in sentence
     assert "Traceback" not in err
+
+
+def test_a_run_goes_on_with_bad_images(capsys, tmp_path, image_folder):
+    broken = break_images(image_folder, 0, 7, 14)
+    words = ["--dataset", image_folder, "--max_steps", 9, "--per_device_train_batch_size", 8]
+    words += ["--backbone", "test_resnet", "--output_dir", tmp_path / "run"]
+    code, out, _ = run(capsys, "pretrain", *words)
+    assert code == 0
+    assert "trained backbone" in out
+    listed = [path for path in (tmp_path / "run").rglob("*.jsonl") if "bad" in path.name]
+    assert len(listed) == 1
+    assert broken[1].name in listed[0].read_text()
+    code, _, _ = run(capsys, "evaluate", tmp_path / "run", "--dataset", image_folder)
+    assert code == 0
+
+
+def test_image_flags_reach_every_command(capsys, tmp_path, image_folder, trained_run):
+    for words, message in (
+        (["--min_image_side", 21], "both sides must be at least 21 pixels; got 20 x 24"),
+        (["--max_image_pixels", 479], "at most 479 pixels; got 20 x 24"),
+    ):
+        for command in (["preview"], ["pretrain"], ["evaluate", trained_run]):
+            code, _, err = run(capsys, *command, "--dataset", image_folder, *words)
+            assert code == 2
+            assert message in err
+    code, _, err = run(capsys, "preview", "--min_image_side", 0)
+    assert code == 2
+    assert "min_side must be at least 1; got 0" in err
+
+
+def test_links_out_of_a_folder_need_an_image_root(capsys, tmp_path, image_folder):
+    (tmp_path / "links").mkdir()
+    for path in image_folder.rglob("*.png"):
+        (tmp_path / "links" / path.name).symlink_to(path)
+    words = ["preview", "--dataset", tmp_path / "links", "--output", tmp_path / "v.png"]
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert "If it may be read, pass --image_root" in err
+    code, _, err = run(capsys, *words, "--image_root", tmp_path / "none")
+    assert code == 2
+    assert "an existing folder only" in err
+    assert run(capsys, *words, "--image_root", image_folder)[0] == 0
+    code, out, _ = run(
+        capsys, "pretrain", *words[1:3], *SMALL, "--image_root", image_folder, "--output_dir",
+        tmp_path / "run", "--min_image_side", 9, "--per_device_train_batch_size", 8,
+    )  # fmt: skip
+    assert code == 0
+    assert f"--image_root {image_folder} --min_image_side 9" in out
 
 
 def test_an_encoder_folder_is_not_a_run(capsys, trained_run, tmp_path):
@@ -292,9 +380,15 @@ def test_a_run_is_resumed(capsys, tmp_path):
         1,
     ]
     assert run(capsys, *words)[0] == 0
-    code, _, _ = run(capsys, *words, "--max_steps", 3, "--resume_from_checkpoint", "true")
+    code, _, err = run(capsys, *words, "--max_steps", 3)
+    assert code == 2
+    assert "training.max_steps: 2 -> 3" in err
+    code, _, _ = run(capsys, *words, "--max_steps", 3, "--allow_changed_run")
     assert code == 0
     assert (tmp_path / "checkpoint-3").is_dir()
+    code, _, err = run(capsys, *words, "--max_steps", 3, "--resume_from_checkpoint", "false")
+    assert code == 2
+    assert "holds checkpoint-2, checkpoint-3. Resume" in err
 
 
 def test_our_own_bugs_keep_their_traceback(monkeypatch):

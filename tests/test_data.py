@@ -1,6 +1,7 @@
 """Sources, decoding, and the sentences for wrong input."""
 
 import io
+import struct
 
 import datasets
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from ssl_views.data.decode import ImageError, decode_image, num_channels_of
+from ssl_views.data.decode import decode_image, decode_pixels, num_channels_of
+from ssl_views.data.image_limits import BadImage, ImageLimits, PixelFormatError
 from ssl_views.data.sources import load_images, load_train_and_test, take_fraction
 
+ENCODED = {"bytes": Value("binary"), "path": Value("string")}
 RGB = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 
 
@@ -240,25 +243,106 @@ def test_modes_are_converted():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (b"", "cannot be decoded"),
+        (b"", "cannot be decoded: they are no JPEG, PNG, WEBP, BMP, GIF or TIFF"),
         (b"<html>", "cannot be decoded"),
+        (encoded(PILImage.fromarray(RGB), "PPM"), "cannot be decoded: they are no JPEG"),
         (encoded(PILImage.fromarray(RGB))[:300], "cannot be decoded"),
         (None, "the row has no image"),
         ({"bytes": None, "path": None}, "the row has no image"),
-        ({"bytes": None, "path": "/no/such/file.png"}, "cannot be read.*No such file"),
-        (np.zeros((4, 4, 3), dtype=np.float32), "must be uint8; got float32. Scale"),
-        (np.zeros((4, 4, 5), dtype=np.uint8), "has 5 channels; the model takes 3"),
+        ({"bytes": None, "path": "/no/such/file.png"}, "must lie below.*--image_root"),
         (np.zeros(4, dtype=np.uint8), r"shape \(H, W\) or \(H, W, C\); got \(4,\)"),
-        (np.zeros((0, 4, 3), dtype=np.uint8), "the image is empty"),
-        (
-            encoded(PILImage.fromarray(np.zeros((4, 4), dtype=np.float32)), "TIFF"),
-            "mode 'F'.*Scale",
-        ),
+        (np.zeros((0, 9, 3), dtype=np.uint8), "at least 8 pixels; got 0 x 9"),
+        (np.zeros((9, 7, 3), dtype=np.uint8), "at least 8 pixels; got 9 x 7. --min_image_side"),
+        (PILImage.new("L", (9, 7)), "at least 8 pixels; got 7 x 9. --min_image_side"),
+        (encoded(PILImage.new("L", (2048, 1025))), "a byte for every 512 pixels; got 1025 x 2048"),
     ],
 )
 def test_unusable_images_get_a_sentence(value, message):
-    with pytest.raises(ImageError, match=message):
+    with pytest.raises(BadImage, match=message) as caught:
         decode_image(value, 3)
+    assert not isinstance(caught.value, PixelFormatError)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros((9, 9, 3), dtype=np.float32), "must be uint8; got float32. Scale"),
+        (np.zeros((9, 9, 5), dtype=np.uint8), "has 5 channels; the model takes 3. Set num_channel"),
+        (encoded(PILImage.new("F", (9, 9)), "TIFF"), "mode 'F'.*Scale the pixels to uint8"),
+        (encoded(PILImage.new("I", (9, 9)), "TIFF"), "mode 'I'.*Scale the pixels to uint8"),
+    ],
+)
+def test_pixels_for_which_the_user_decides_get_a_sentence(value, message):
+    with pytest.raises(PixelFormatError, match=message):
+        decode_image(value, 3)
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG"])
+def test_sizes_are_looked_at_before_decoding(format, monkeypatch):
+    image = encoded(PILImage.fromarray(RGB), format)
+    assert decode_pixels(image, 3, ImageLimits(max_pixels=480)).shape == (20, 24, 3)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    with pytest.raises(BadImage, match=r"at most 479 pixels; got 20 x 24\. --max_image_pixels"):
+        decode_pixels(image, 3, ImageLimits(max_pixels=479))
+    with pytest.raises(BadImage, match=r"at least 21 pixels; got 20 x 24\. --min_image_side"):
+        decode_pixels(image, 3, ImageLimits(min_side=21))
+    with pytest.raises(BadImage, match="at most 9 bytes; this one has more"):
+        decode_pixels(image, 3, ImageLimits(max_bytes=9))
+
+
+@pytest.mark.parametrize("name", ["min_side", "max_pixels", "max_bytes"])
+def test_wrong_limits_get_a_sentence(name):
+    with pytest.raises(ValueError, match=rf"{name} must be at least 1; got 0\. The default is \d+"):
+        ImageLimits(**{name: 0})
+
+
+@pytest.mark.parametrize("error", [MemoryError, AssertionError, ZeroDivisionError, struct.error])
+def test_whatever_pillow_raises_is_a_bad_image(error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    image = encoded(PILImage.fromarray(RGB))
+    for name in ("PIL.ImageFile.ImageFile.load", "PIL.Image.Image.convert"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, fail)
+            with pytest.raises(BadImage, match=f"cannot be decoded: {error.__name__}"):
+                decode_pixels(image, 3)
+
+
+def test_deep_grey_of_every_kind_is_divided_by_257(monkeypatch):
+    deep = np.arange(0, 2**16, 257 // 4, dtype=np.uint16)[:1024].reshape(32, 32)
+    expected = np.round(deep / 257).astype(np.uint8)[:, :, None]
+    png = encoded(PILImage.fromarray(deep))
+    big_endian = PILImage.frombytes("I;16B", (32, 32), deep.astype(">u2").tobytes())
+    for image in (png, encoded(PILImage.fromarray(deep), "TIFF"), encoded(big_endian, "TIFF")):
+        assert np.array_equal(decode_pixels(image, 1), expected)
+        assert num_channels_of(image) == 1
+        assert np.array_equal(decode_pixels(image, 3), np.repeat(expected, 3, axis=2))
+    from PIL import PngImagePlugin
+
+    older = {**PngImagePlugin._MODES, (16, 0): ("I", "I;16B")}  # before Pillow 11
+    monkeypatch.setattr(PngImagePlugin, "_MODES", older)
+    assert PILImage.open(io.BytesIO(png)).mode == "I"
+    assert np.array_equal(decode_pixels(png, 1), expected)
+    assert num_channels_of(png) == 1
+
+
+def test_colour_spaces_become_rgb():
+    lab = np.full((9, 9, 3), (136, 80, 67), dtype=np.uint8)  # red
+    tiff = encoded(PILImage.frombytes("LAB", (9, 9), lab.tobytes()), "TIFF")
+    assert np.abs(decode_pixels(tiff, 3).astype(int) - (255, 0, 0)).max() < 16
+    ycbcr = PILImage.new("RGB", (9, 9), (200, 30, 60)).convert("YCbCr")
+    assert np.abs(decode_pixels(encoded(ycbcr, "TIFF"), 3).astype(int) - (200, 30, 60)).max() < 3
+    cmyk = PILImage.new("CMYK", (9, 9), (0, 255, 255, 0))
+    assert (decode_pixels(encoded(cmyk, "TIFF"), 3) == (255, 0, 0)).all()
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [PILImage.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    for format in ("GIF", "WEBP", "PNG", "TIFF"):
+        options = {"lossless": True} if format == "WEBP" else {}
+        image = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        assert (decode_pixels(image, 3) == (255, 0, 0)).all(), format
 
 
 def test_null_labels_are_no_labels(tmp_path):
@@ -282,3 +366,46 @@ def test_hub_ids_are_read_from_the_hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert len(load_images("someone/some-images")) == 1
     assert seen == [("someone/some-images", False, {})]
+
+
+@pytest.mark.parametrize(
+    ("feature", "value", "message"),
+    [
+        (Value("string"), "a.png", "column 'image' of .* does not hold images.*Set --image_column"),
+        (Value("float32"), 1.0, "does not hold images; the columns are image \\(Value\\)"),
+        (datasets.List(Value("int64")), [1, 2], "does not hold images"),
+        (datasets.List(datasets.List(Value("string"))), [["a"]], "does not hold images"),
+        (datasets.Array4D((1, 1, 1, 1), "uint8"), [[[[1]]]], "does not hold images"),
+        (Value("null"), None, "does not hold images"),
+        (Image(), None, "must hold images; all 3 rows of split 'train' are null. The columns are"),
+        (ENCODED, {"bytes": None, "path": None}, "all 3 rows of split 'train' are null"),
+        (Value("binary"), None, "all 3 rows of split 'train' are null"),
+    ],
+)
+def test_columns_without_images_get_a_sentence(tmp_path, feature, value, message):
+    features = Features({"image": feature})
+    Dataset.from_dict({"image": [value] * 3}, features=features).save_to_disk(tmp_path / "data")
+    with pytest.raises(ValueError, match=message):
+        load_images(str(tmp_path / "data"))
+
+
+def test_lists_of_numbers_and_columns_with_some_images_are_taken(tmp_path):
+    grey = RGB[:, :, 0]
+    Dataset.from_dict({"image": [grey.tolist()] * 2}).save_to_disk(tmp_path / "lists")
+    assert num_channels_of(load_images(str(tmp_path / "lists"))[0]["image"]) == 1
+    some = [{"bytes": encoded(PILImage.fromarray(RGB)), "path": None}, None]
+    Dataset.from_dict({"image": some}, features=Features({"image": Image()})).save_to_disk(
+        tmp_path / "some"
+    )
+    assert load_images(str(tmp_path / "some"))[1]["image"] is None
+
+
+def test_an_empty_split_gets_a_sentence(tmp_path):
+    row = {"bytes": encoded(PILImage.fromarray(RGB)), "path": None}
+    rows = Dataset.from_dict({"image": [row]}, features=Features({"image": Image()}))
+    DatasetDict(train=rows, test=rows.select([])).save_to_disk(tmp_path / "data")
+    with pytest.raises(
+        ValueError,
+        match=r"split 'test' of .*data is empty|data holds no rows, or one of its splits",
+    ):
+        load_images(str(tmp_path / "data"), split="test")

@@ -6,8 +6,15 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from ssl_views import SSLViewsConfig, SSLViewsModel, ViewRecipe, extract_features, knn_accuracy
+from ssl_views.data.image_limits import ImageLimits, PixelFormatError
 from ssl_views.data.sources import load_images
-from ssl_views.evaluation.features import LabelledFeatures, labels_of, raw_pixels
+from ssl_views.evaluation import features as features_module
+from ssl_views.evaluation.features import (
+    LabelledFeatures,
+    labelled_features,
+    labels_of,
+    raw_pixels,
+)
 from ssl_views.evaluation.linear_probe import linear_probe_accuracy
 from ssl_views.evaluation.report import evaluate_features
 
@@ -104,6 +111,67 @@ def test_features_are_the_backbones_on_clean_views(model):
     one = extract_features(model.eval(), rows.select([7]), recipe)
     torch.testing.assert_close(one[0], features[7], atol=1e-5, rtol=1e-4)
     assert not model.training
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """The warnings of the module."""
+    messages = []
+    monkeypatch.setattr(features_module.logger, "warning_once", messages.append)
+    return messages
+
+
+def with_bad(rows, bad):
+    """The same rows with some images that cannot be decoded."""
+
+    def damage(row, place):
+        name = f"{place}.png"
+        return {"image": {"bytes": b"none", "path": name} if place in bad else row["image"]}
+
+    return rows.map(damage, with_indices=True, load_from_cache_file=False)
+
+
+def test_bad_images_are_left_out_with_their_labels(model, said):
+    rows = load_images("digits").select(range(40))
+    bad = {0, 4, 5, 6, 7, 39}  # 4 to 7 are a whole batch
+    good = [i for i in range(40) if i not in bad]
+    recipe = ViewRecipe.for_config(model.config)
+    damaged, seen = with_bad(rows, bad), []
+    found = labelled_features(model, damaged, rows.select(good), batch_size=4, on_batch=seen.append)
+    assert sum(seen) == 2 * 34
+    assert torch.equal(found.train_labels, found.test_labels)
+    assert torch.equal(found.train_labels, torch.tensor(rows["label"])[good])
+    torch.testing.assert_close(found.train, found.test, atol=1e-5, rtol=1e-4)
+    assert torch.equal(raw_pixels(damaged, recipe), raw_pixels(rows.select(good), recipe))
+    assert len(extract_features(model, damaged, recipe)) == 34
+    assert set(said) == {
+        "6 of 40 images cannot be used and are left out: "
+        + " ".join(
+            f"image {i} ({i}.png): the bytes cannot be decoded: they are no JPEG, PNG, WEBP, BMP, "
+            "GIF or TIFF. Remove or repair it."
+            for i in (0, 4, 5)
+        )
+        + " ..."
+    }
+
+
+def test_limits_leave_images_out(model, said):
+    rows = load_images("digits").select(range(3))
+    with pytest.raises(
+        ValueError, match=r"got none of 3\. First image 0: both sides must be at le"
+    ):
+        labelled_features(model, rows, rows, limits=ImageLimits(min_side=9))
+    with pytest.raises(
+        ValueError, match=r"an image that can be used; got none of 3\. First image 0"
+    ):
+        raw_pixels(rows, ViewRecipe.named("digits"), limits=ImageLimits(min_side=9))
+    assert not said
+
+
+def test_pixels_of_another_format_are_not_left_out(model):
+    rows = [{"image": np.zeros((9, 9), dtype=np.float32)}]
+    with pytest.raises(PixelFormatError, match="image 0: pixels must be uint8; got float32"):
+        extract_features(model, rows, ViewRecipe.for_config(model.config))
 
 
 def test_raw_pixels_are_at_most_32_pixels():

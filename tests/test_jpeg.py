@@ -12,9 +12,12 @@ import torch
 from PIL import Image, ImageOps
 
 from ssl_views.data import decode
-from ssl_views.data.decode import ImageError, decode_image, decode_pixels
+from ssl_views.data.decode import decode_image, decode_pixels
+from ssl_views.data.image_limits import BadImage, ImageLimits, PixelFormatError
+from ssl_views.data.image_roots import allow_images_below
 
 SIZES = [(1, 1), (1, 2), (2, 1), (7, 9), (8, 8), (9, 16), (16, 15), (17, 33)]
+ANY_SIZE = ImageLimits(min_side=1)
 XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 
 
@@ -34,9 +37,9 @@ def jpeg(image, **options):
 def answer(encoded, num_channels):
     """The pixels, or the class of an expected error; any other error fails the test."""
     try:
-        return decode_pixels(encoded, num_channels)
-    except ImageError:
-        return ImageError
+        return decode_pixels(encoded, num_channels, ANY_SIZE)
+    except BadImage:
+        return BadImage
 
 
 def pillow(encoded, num_channels):
@@ -47,13 +50,13 @@ def pillow(encoded, num_channels):
 
 
 def is_same(a, b):
-    if a is ImageError or b is ImageError:
+    if a is BadImage or b is BadImage:
         return a is b
     return a.dtype == b.dtype == np.uint8 and np.array_equal(a, b)
 
 
 def is_fast(encoded, num_channels):
-    return decode._decode_jpeg(encoded, num_channels) is not None
+    return decode._decode_jpeg(encoded, num_channels, ANY_SIZE) is not None
 
 
 def exif_block(*entries):
@@ -74,7 +77,8 @@ def test_colour_is_that_of_pillow(progressive, subsampling, quality):
         # Grey of a colour image is made by Pillow from RGB; the file holds another one.
         assert not is_fast(encoded, 1)
         assert np.array_equal(
-            decode_pixels(encoded, 1)[:, :, 0], Image.open(io.BytesIO(encoded)).convert("L")
+            decode_pixels(encoded, 1, ANY_SIZE)[:, :, 0],
+            Image.open(io.BytesIO(encoded)).convert("L"),
         )
 
 
@@ -167,7 +171,7 @@ def test_broken_exif_does_not_hide_the_image():
     ):
         encoded = jpeg(smooth(9, 17), exif=exif_block(*entries))
         found = answer(encoded, 3)
-        assert found is ImageError or found.shape == (17, 9, 3)
+        assert found is BadImage or found.shape == (17, 9, 3)
 
 
 def test_subsampling_that_simplejpeg_has_no_name_for():
@@ -193,7 +197,7 @@ def test_truncated_files_are_judged_by_pillow(options):
         for length in range(3, len(whole)):
             encoded = whole[:length]
             assert is_same(answer(encoded, 3), pillow(encoded, 3)), length
-        assert answer(whole[: len(whole) // 2], 3) is ImageError
+        assert answer(whole[: len(whole) // 2], 3) is BadImage
 
 
 def test_damaged_files_are_judged_by_pillow():
@@ -211,7 +215,7 @@ def test_damaged_files_are_judged_by_pillow():
                 encoded[place] = rng.integers(0, 256)
             found, expected = answer(bytes(encoded), 3), pillow(bytes(encoded), 3)
             assert is_same(found, expected), bytes(encoded).hex()
-            usable += found is not ImageError
+            usable += found is not BadImage
     assert usable > 500
 
 
@@ -222,20 +226,28 @@ def test_what_follows_the_image_is_ignored():
         assert is_same(answer(encoded + tail, 3), answer(encoded, 3))
 
 
-def test_a_bomb_is_left_to_pillow(monkeypatch):
+def test_limits_hold_before_anything_is_decoded(monkeypatch):
     encoded = jpeg(smooth(40, 50))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 50)
-    assert is_fast(encoded, 3)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 50 // 2 - 1)
-    assert not is_fast(encoded, 3)
-    with pytest.raises(ImageError, match=r"cannot be decoded: .*exceeds limit of 1998 pixels"):
-        decode_pixels(encoded, 3)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert is_fast(encoded, 3)
+    assert decode_pixels(encoded, 3, ImageLimits(max_pixels=2000)).shape == (40, 50, 3)
+    for name in ("decode_jpeg", "decode_jpeg_header"):  # by simplejpeg, and by Pillow
+        with monkeypatch.context() as patch:
+            patch.setattr(simplejpeg, name, None)
+            with pytest.raises(
+                BadImage, match=r"at most 1,999 pixels; got 40 x 50\. --max_image_pi"
+            ):
+                decode_pixels(encoded, 3, ImageLimits(max_pixels=1999))
+            with pytest.raises(
+                BadImage, match=r"at least 41 pixels; got 40 x 50\. --min_image_sid"
+            ):
+                decode_pixels(encoded, 3, ImageLimits(min_side=41))
+    size = len(encoded)
+    assert decode_pixels(encoded, 3, ImageLimits(max_bytes=size)).shape == (40, 50, 3)
+    with pytest.raises(BadImage, match=f"a file must have at most {size - 1:,} bytes"):
+        decode_pixels(encoded, 3, ImageLimits(max_bytes=size - 1))
 
 
 def test_other_numbers_of_channels_get_a_sentence():
-    with pytest.raises(ImageError, match="the image has 3 channels; the model takes 5"):
+    with pytest.raises(PixelFormatError, match="the image has 3 channels; the model takes 5"):
         decode_pixels(jpeg(smooth(8, 8)), 5)
 
 
@@ -267,6 +279,7 @@ def test_images_are_writable_with_channels_side_by_side(num_channels):
 def test_a_jpeg_of_a_path_is_that_of_its_bytes(tmp_path):
     encoded = jpeg(smooth(9, 17))
     (tmp_path / "a.jpg").write_bytes(encoded)
+    allow_images_below(tmp_path)
     by_path = decode_pixels({"bytes": None, "path": str(tmp_path / "a.jpg")}, 3)
     assert np.array_equal(by_path, decode_pixels(encoded, 3))
 

@@ -29,7 +29,7 @@ from ssl_views import (
     PixelCache,
     ViewRecipe,
 )
-from ssl_views.data.decode import ImageError
+from ssl_views.data.image_limits import BadImage
 
 
 class TestSameBatches:
@@ -68,7 +68,7 @@ class TestSameBatches:
         assert_same(loader, expected)
 
     def test_batches_larger_than_a_thread_takes_at_once(self):
-        dataset = MultiViewDataset(plain(300, (4, 4)), epoch=0)
+        dataset = MultiViewDataset(plain(300, (8, 8)), epoch=0)
         assert_same(threaded(dataset, batch_size=290), list(stock(dataset, batch_size=290)))
 
     @pytest.mark.parametrize("num_threads", [1, 2])
@@ -208,14 +208,14 @@ class TestEnds:
             MultiViewDataset(rows, epoch=0), batch_size=2, loading={"num_threads": num_threads}
         )
         got = []
-        with pytest.raises(ImageError, match=r"image 5 \(folder/a.jpg\): the bytes cannot be deco"):
+        with pytest.raises(BadImage, match=r"image 5 \(folder/a.jpg\): the bytes cannot be deco"):
             got.extend(loader)
         assert len(got) == 2  # the batches before
         assert not our_threads()
 
     def test_an_unreadable_image_of_a_stream_is_named(self, mixed):
         rows = [mixed[0], {"image": {"bytes": b"broken", "path": "b.jpg"}}]
-        with pytest.raises(ImageError, match=r"image \d+ \(b.jpg\): the bytes cannot be decoded"):
+        with pytest.raises(BadImage, match=r"image \d+ \(b.jpg\): the bytes cannot be decoded"):
             next(iter(threaded(MultiViewIterableDataset(rows))))
         assert not our_threads()
 

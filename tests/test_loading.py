@@ -13,7 +13,7 @@ from ssl_views import (
     MultiViewIterableDataset,
     ViewRecipe,
 )
-from ssl_views.data.decode import ImageError
+from ssl_views.data.image_limits import BadImage, PixelFormatError
 from ssl_views.data.sources import load_images
 
 RECIPE = ViewRecipe.named("digits", image_size=8, num_views=2)
@@ -146,11 +146,13 @@ def test_plain_rows_get_a_sentence(digits):
 
 def test_an_unreadable_image_is_named():
     rows = [{"image": {"bytes": b"broken", "path": "folder/a.jpg"}}]
-    with pytest.raises(ImageError, match=r"image 0 \(folder/a.jpg\): the bytes cannot be decoded"):
+    with pytest.raises(BadImage, match=r"image 0 \(folder/a.jpg\): the bytes cannot be decoded"):
         MultiViewCollator(RECIPE)([MultiViewDataset(rows, epoch=0)[0]])
 
 
 def test_a_stream_of_arrays_gets_a_sentence():
     stream = MultiViewIterableDataset([{"image": np.zeros((8, 8), dtype=np.uint8)}])
-    with pytest.raises(ImageError, match=r"must be encoded bytes; got ndarray. Turn streaming off"):
+    with pytest.raises(
+        PixelFormatError, match=r"must be encoded bytes; got ndarray. Turn streaming off"
+    ):
         next(iter(stream))

@@ -18,7 +18,7 @@ from ssl_views import (
     SSLViewsTrainingArguments,
     ViewRecipe,
 )
-from ssl_views.data.decode import ImageError
+from ssl_views.data.image_limits import BadImage
 from ssl_views.data.sources import load_images
 from ssl_views.native import why_missing
 
@@ -166,8 +166,8 @@ def test_no_thread_outlives_training(tmp_path):
 
 
 def test_a_thread_names_the_image_that_it_cannot_decode(tmp_path):
-    trainer = small_run(tmp_path, view_threads=2)
+    trainer = small_run(tmp_path, view_threads=2, on_bad="raise")
     trainer.train_dataset.rows[4] = {"image": {"bytes": b"no image", "path": "b/4.jpg"}}
-    with pytest.raises(ImageError, match=r"image 4 \(b/4.jpg\): the bytes cannot be decoded"):
+    with pytest.raises(BadImage, match=r"image 4 \(b/4.jpg\): the bytes cannot be decoded"):
         trainer.train()
     assert not [t for t in threading.enumerate() if t.name.startswith("ssl_views")]

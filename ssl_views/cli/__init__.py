@@ -14,7 +14,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; an error of the user's input becomes a sentence and exit code 2."""
+    """Run a command; what ends it becomes a sentence and exit code 1, or 2 for wrong input."""
     argv = sys.argv[1:] if argv is None else argv
     usage = "usage: ssl-views COMMAND [--help] ...\n\n" + "\n".join(
         f"  {n:10} {t}" for n, t in COMMANDS.items()
@@ -29,21 +29,30 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         importlib.import_module(f"ssl_views.cli.{argv[0]}").run(argv[1:])
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         if not _raised_here(error):
             raise
-        sys.stderr.write(f"ssl-views: {error}\n")
-        return 2
+        sys.stderr.write(f"ssl-views: {_sentence(error)}\n")
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write("ssl-views: interrupted\n")
+        return 130
     return 0
 
 
-def _raised_here(error: ValueError) -> bool:
+def _raised_here(error: Exception) -> bool:
     """Return whether this package raised the error on purpose, so that its sentence is enough."""
-    if type(error).__name__ == "ImageError":  # worker processes raise it from elsewhere
-        return True
+    if {"BadImage", "TooManyBadImages"} & {t.__name__ for t in type(error).__mro__}:
+        return True  # torch raises those of worker processes
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(
         "ssl_views"
     )
+
+
+def _sentence(error: Exception) -> str:
+    """Return the message; torch puts those of worker processes behind their traceback."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if "\nOriginal Traceback" in text else text

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from ssl_views.data.image_limits import LIMITS
 from ssl_views.losses import Weight
 from ssl_views.named_recipes import RECIPES
 from ssl_views.naming import did_you_mean
@@ -33,6 +34,12 @@ class DataArguments:
     )
     split: str = flag("train", "Split to learn from.")
     image_column: str | None = flag(None, "Column with the images; found by its type by default.")
+    image_root: str | None = flag(
+        None, "Further folder of image files that rows may name or link to."
+    )
+    allow_remote_images: bool = flag(False, "Fetch images that rows name by address.")
+    min_image_side: int = flag(LIMITS.min_side, "Least height and width of an image.")
+    max_image_pixels: int = flag(LIMITS.max_pixels, "Most pixels of an image.")
 
 
 @dataclass
@@ -202,5 +209,5 @@ def data_flags(arguments: LabelledDataArguments) -> list[str]:
     for data_field in fields(LabelledDataArguments):
         value = getattr(arguments, data_field.name)
         if data_field.name != "dataset" and value != data_field.default:
-            flags += [f"--{data_field.name}", value]
+            flags += [f"--{data_field.name}", str(value)]
     return flags

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_views.cli.console import metrics_table, protocol_line, say
+from ssl_views.data.image_limits import LIMITS, ImageLimits
 from ssl_views.data.sources import take_fraction
 from ssl_views.evaluation.features import LabelledFeatures, labelled_features, raw_pixels
 from ssl_views.evaluation.report import evaluate_features
@@ -20,22 +21,27 @@ class Comparison:
     Args:
         train: rows to compare with; at most 5,000 are used.
         test: rows to evaluate; at most 2,000 are used.
+        limits: which images are used.
     """
 
-    def __init__(self, train: Any, test: Any) -> None:
+    def __init__(self, train: Any, test: Any, *, limits: ImageLimits = LIMITS) -> None:
         self.train = take_fraction(train, min(1.0, _TRAIN / len(train)))
         self.test = take_fraction(test, min(1.0, _TEST / len(test)))
+        self.limits = limits
         self._before: dict[str, LabelledFeatures] = {}
 
     def before(self, model: SSLViewsModel, name: str) -> None:
         """Keep the features of the model that training starts from, under a name for the table."""
-        self._before = {name: labelled_features(model, self.train, self.test)}
+        self._before = {name: self._features(model)}
+
+    def _features(self, model: SSLViewsModel) -> LabelledFeatures:
+        return labelled_features(model, self.train, self.test, limits=self.limits)
 
     def report(self, model: SSLViewsModel, output_dir: Path) -> None:
         """Print the table and write it to summary.json."""
         recipe = ViewRecipe.for_config(model.config)
-        trained = labelled_features(model, self.train, self.test)
-        pixels = [raw_pixels(rows, recipe) for rows in (self.train, self.test)]
+        trained = self._features(model)
+        pixels = [raw_pixels(rows, recipe, limits=self.limits) for rows in (self.train, self.test)]
         compared = {
             "raw pixels": LabelledFeatures(
                 pixels[0], pixels[1], trained.train_labels, trained.test_labels

@@ -1,22 +1,9 @@
 """What the commands print."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-
-from transformers.utils import logging
+from collections.abc import Mapping, Sequence
 
 from ssl_views.evaluation.report import Metrics
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Leave out transformers' bars for loading and saving weights, which take no time here."""
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
 
 
 def say(text: str = "") -> None:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ssl_views.cli.arguments import LabelledDataArguments, flag, make_parser, read_arguments
 from ssl_views.cli.console import metrics_table, protocol_line, say
-from ssl_views.cli.setup import load_run
+from ssl_views.cli.setup import image_limits, load_run
 from ssl_views.data.sources import load_train_and_test
 from ssl_views.evaluation.features import labelled_features
 from ssl_views.evaluation.report import evaluate_features
@@ -31,17 +31,24 @@ def run(argv: list[str]) -> None:
         EvaluateArguments, positionals=("run",),
     )  # fmt: skip
     protocol, rest = read_arguments(parser, argv)
+    limits = image_limits(protocol)
     model = load_run(rest.run)
     train, test = load_train_and_test(
         protocol.dataset,
         split=protocol.split,
         image_column=protocol.image_column,
         test_split=protocol.test_split,
+        allow_remote_images=protocol.allow_remote_images,
     )
     total = len(train) + len(test)
     with tqdm(total=total, desc="features", unit="image", dynamic_ncols=True) as bar:
         features = labelled_features(
-            model, train, test, batch_size=protocol.batch_size, on_batch=bar.update
+            model,
+            train,
+            test,
+            batch_size=protocol.batch_size,
+            on_batch=bar.update,
+            limits=limits,
         )
     metrics = evaluate_features(features, k=protocol.k, temperature=protocol.temperature)
     say(metrics_table({str(rest.run): metrics}))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ssl_views.cli.arguments import (
     ModelArguments,
@@ -17,11 +16,12 @@ from ssl_views.cli.arguments import (
     read_arguments,
 )
 from ssl_views.cli.comparison import Comparison
-from ssl_views.cli.console import no_progress_bars, say
-from ssl_views.cli.setup import describe_views, make_config
+from ssl_views.cli.console import say
+from ssl_views.cli.setup import describe_views, image_limits, make_config
 from ssl_views.data.cache import PixelCache
 from ssl_views.data.collator import MultiViewCollator
 from ssl_views.data.dataset import MultiViewDataset, MultiViewIterableDataset
+from ssl_views.data.image_limits import ImageLimits
 from ssl_views.data.sources import DIGITS, load_images, load_train_and_test, take_fraction
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
 from ssl_views.trainer import SSLViewsTrainer
@@ -50,7 +50,7 @@ def run(argv: list[str]) -> None:
     )  # fmt: skip
     presets = {DIGITS: _DIGITS_DEFAULTS}
     source, views, model_args, args = read_arguments(parser, argv, presets)
-    checkpoint = _checkpoint(str(args.output_dir), args)
+    limits = image_limits(source)
     set_seed(args.seed)
     comparison = None
     if source.streaming:
@@ -61,27 +61,30 @@ def run(argv: list[str]) -> None:
             split=source.split,
             image_column=source.image_column,
             test_split=source.test_split,
+            allow_remote_images=source.allow_remote_images,
         )
         train = take_fraction(labelled, source.fraction, args.seed)
-        comparison = Comparison(labelled, test)
+        comparison = Comparison(labelled, test, limits=limits)
         most = max(1, len(comparison.test) // args.world_size)
         args.per_device_eval_batch_size = min(args.per_device_eval_batch_size, most)
-    config = make_config(train, source.dataset, views, model_args)
+    config = make_config(train, source.dataset, views, model_args, limits=limits)
     dataset: Any
     if source.streaming:
-        dataset = MultiViewIterableDataset(train)
+        dataset = MultiViewIterableDataset(train, limits=limits)
     else:
-        dataset = MultiViewDataset(train, cache=_cache(train, source, config.num_channels, args))
+        cache = _cache(train, source, config.num_channels, args, limits)
+        dataset = MultiViewDataset(train, cache=cache)
     model = SSLViewsForPreTraining(config, pretrained_backbone=model_args.pretrained_backbone)
     trainer = SSLViewsTrainer(
         model,
         args,
         train_dataset=dataset,
         eval_dataset=MultiViewDataset(comparison.test, epoch=0) if comparison else None,
-        data_collator=MultiViewCollator(ViewRecipe.for_config(config), args.seed),
+        data_collator=MultiViewCollator(ViewRecipe.for_config(config), args.seed, limits=limits),
         probe_train=comparison.train if comparison else None,
         probe_test=comparison.test if comparison else None,
     )
+    checkpoint = trainer.choose_checkpoint(_resume_from(args))
     if trainer.is_world_process_zero():
         count = "a stream of" if source.streaming else f"{len(train):,}"
         held_out = "" if source.streaming else f", {len(test):,} others to evaluate"
@@ -94,8 +97,7 @@ def run(argv: list[str]) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         output_dir = Path(str(args.output_dir))
-        with no_progress_bars():
-            model.save_pretrained(output_dir)
+        trainer.save_model(str(output_dir))
         say(f"saved to {output_dir}")
         if comparison:
             comparison.report(model.ssl_views, output_dir)
@@ -104,23 +106,19 @@ def run(argv: list[str]) -> None:
         say("  " + command_line("export", str(output_dir), "encoder"))
 
 
-def _checkpoint(output_dir: str, args: SSLViewsTrainingArguments) -> str | None:
-    """Return the checkpoint to resume from: the one given, or with "true" the last one."""
-    resume = str(args.resume_from_checkpoint or "false")
-    if resume.lower() == "false":
-        return None
-    if resume.lower() != "true":
-        return resume
-    last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    if last is None:
-        raise ValueError(
-            f"{output_dir} holds no checkpoint to resume from. Leave --resume_from_checkpoint out."
-        )
-    return last
+def _resume_from(args: SSLViewsTrainingArguments) -> str | bool | None:
+    """Return what the flag means to `SSLViewsTrainer.train`."""
+    words: dict[str, bool | None] = {"false": None, "none": None, "true": True}
+    wanted = str(args.resume_from_checkpoint)
+    return words.get(wanted.lower(), wanted)
 
 
 def _cache(
-    rows: Any, source: SourceArguments, num_channels: int, args: SSLViewsTrainingArguments
+    rows: Any,
+    source: SourceArguments,
+    num_channels: int,
+    args: SSLViewsTrainingArguments,
+    limits: ImageLimits,
 ) -> PixelCache | None:
     """Decode all images once, if asked for."""
     if source.cache == "none":
@@ -141,6 +139,7 @@ def _cache(
             folder=None if in_memory else source.cache,
             num_threads=max(1, args.view_threads),
             on_size=say_size,
+            limits=limits,
         )
 
 
@@ -164,6 +163,10 @@ def _stream(source: SourceArguments, args: SSLViewsTrainingArguments) -> Any:
             "fraction needs the length of the data set; streaming has none. Use one of the two."
         )
     rows = load_images(
-        source.dataset, split=source.split, image_column=source.image_column, streaming=True
+        source.dataset,
+        split=source.split,
+        image_column=source.image_column,
+        streaming=True,
+        allow_remote_images=source.allow_remote_images,
     )
     return rows.shuffle(seed=args.seed, buffer_size=_SHUFFLE_BUFFER)

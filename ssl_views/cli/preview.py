@@ -12,9 +12,10 @@ from ssl_views.cli.arguments import (
     read_arguments,
 )
 from ssl_views.cli.console import say
-from ssl_views.cli.setup import describe_views, make_config
-from ssl_views.data.dataset import decode_batch
+from ssl_views.cli.setup import decode_some, describe_views, image_limits, make_config
 from ssl_views.data.sources import load_images
+from ssl_views.evaluation.features import describe_left_out
+from ssl_views.pixels import PixelBatch
 from ssl_views.plots import draw_view_grid
 from ssl_views.views import ViewRecipe
 
@@ -36,15 +37,27 @@ def run(argv: list[str]) -> None:
         DataArguments, ViewArguments, PreviewArguments,
     )  # fmt: skip
     data, views, preview = read_arguments(parser, argv)
-    rows = load_images(data.dataset, split=data.split, image_column=data.image_column)
-    config = make_config(rows, data.dataset, views, ModelArguments())
-    indices = range(min(preview.num_images, len(rows)))
-    images = decode_batch(
-        [rows[i]["image"] for i in indices], indices, config.num_channels
-    ).tensors()
-    picture = draw_view_grid(
-        images, ViewRecipe.for_config(config), seed=preview.seed, epoch=preview.epoch
+    limits = image_limits(data)
+    rows = load_images(
+        data.dataset,
+        split=data.split,
+        image_column=data.image_column,
+        allow_remote_images=data.allow_remote_images,
     )
+    config = make_config(rows, data.dataset, views, ModelArguments(), limits=limits)
+    num_images = min(preview.num_images, len(rows))
+    values = [rows[i]["image"] for i in range(num_images)]
+    pixels, bad = decode_some(values, config.num_channels, limits)
+    images = PixelBatch.of_arrays(list(pixels.values())).tensors()
+    picture = draw_view_grid(
+        images,
+        ViewRecipe.for_config(config),
+        indices=list(pixels),
+        seed=preview.seed,
+        epoch=preview.epoch,
+    )
+    if bad:
+        say(describe_left_out(bad, num_images))
     output = Path(preview.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(output)

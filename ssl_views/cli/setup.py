@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,49 +10,69 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 
+from ssl_views.callbacks import no_progress_bars
 from ssl_views.cli.arguments import (
+    DataArguments,
     ModelArguments,
     ViewArguments,
     parse_json,
     parse_weight,
 )
-from ssl_views.cli.console import no_progress_bars
 from ssl_views.configuration_ssl_views import SSLViewsConfig
-from ssl_views.data.dataset import decode_batch
-from ssl_views.data.decode import naming_image, num_channels_of
+from ssl_views.data.decode import decode_pixels, num_channels_of, try_to_decode
+from ssl_views.data.image_limits import (
+    LIMITS,
+    BadImage,
+    ImageLimits,
+    PixelFormatError,
+    naming_image,
+)
+from ssl_views.data.image_roots import allow_images_below
 from ssl_views.data.sources import DIGITS
 from ssl_views.modeling_ssl_views import SSLViewsModel
 from ssl_views.named_recipes import RECIPES
 from ssl_views.views import ViewRecipe
 
 _SIZES = (32, 64, 96, 128, 160, 192, 224)
-_LOOK_AT = 16
+_LOOK_AT = 64
+_ENOUGH = 16
 _NUM_VIEWS = 4
 _MEASURE = 512
 
 
+def image_limits(data: DataArguments) -> ImageLimits:
+    """Return which images are used, and allow those below --image_root."""
+    if data.image_root is not None:
+        allow_images_below(data.image_root)
+    return ImageLimits(min_side=data.min_image_side, max_pixels=data.max_image_pixels)
+
+
 def make_config(
-    rows: Any, dataset: str, views: ViewArguments, model: ModelArguments
+    rows: Any,
+    dataset: str,
+    views: ViewArguments,
+    model: ModelArguments,
+    *,
+    limits: ImageLimits = LIMITS,
 ) -> SSLViewsConfig:
-    """Make the configuration: what the flags leave open follows from the first images.
+    """Make the configuration: what the flags leave open follows from the first usable images.
 
     Args:
         rows: as from `load_images`.
         dataset: its name, for the recipe of the embedded digits.
         views: flags.
         model: flags.
+        limits: which images are usable.
     """
     first = [row["image"] for row in islice(iter(rows), _LOOK_AT)]
     if not first:
         raise ValueError(f"{dataset} is empty. Check the path and the split.")
     num_channels = views.num_channels
     if num_channels is None:
-        num_channels = 1
-        for i, value in enumerate(first):
-            with naming_image(value, i):
-                num_channels = max(num_channels, num_channels_of(value))
-    image_size = views.image_size or _size_of(first, num_channels)
+        num_channels = max(_first_usable(first, lambda value: num_channels_of(value, limits)))
+    image_size = views.image_size or _size_of(first, num_channels, limits)
     recipe = views.recipe
     if recipe is None:
         recipe = DIGITS if dataset == DIGITS else "cifar" if image_size <= 64 else "imagenet"
@@ -65,7 +85,7 @@ def make_config(
             pretrained = timm.get_pretrained_cfg(model.backbone)
             recipe_args.update(mean=list(pretrained.mean), std=list(pretrained.std))
         elif num_channels != 3 and recipe != DIGITS:
-            recipe_args.update(_measure(rows, num_channels))
+            recipe_args.update(_measure(rows, num_channels, limits))
     return SSLViewsConfig(
         backbone=model.backbone,
         model_args=parse_json("model_args", model.model_args),
@@ -83,19 +103,57 @@ def make_config(
     )
 
 
-def _size_of(values: Sequence[Any], num_channels: int) -> int:
+def decode_some(
+    values: Sequence[Any], num_channels: int, limits: ImageLimits
+) -> tuple["dict[int, NDArray[np.uint8]]", list[BadImage]]:
+    """Decode the first images; return those that can be used by their places, and the others.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    outcomes = [try_to_decode(value, i, num_channels, limits) for i, value in enumerate(values)]
+    bad = [outcome for outcome in outcomes if isinstance(outcome, BadImage)]
+    usable = {i: found for i, found in enumerate(outcomes) if not isinstance(found, BadImage)}
+    if not usable:
+        raise _none_usable(len(bad), bad[0])
+    return usable, bad
+
+
+def _none_usable(count: int, first: BadImage) -> ValueError:
+    return ValueError(f"none of the first {count} images can be used. First {first}")
+
+
+def _first_usable(values: Sequence[Any], look: Callable[[Any], int]) -> list[int]:
+    """Return what a function finds in the first images that can be used."""
+    found, bad = [], []
+    for i, value in enumerate(values):
+        try:
+            with naming_image(value, i):
+                found.append(look(value))
+        except PixelFormatError:
+            raise
+        except BadImage as error:
+            bad.append(error)
+        if len(found) == _ENOUGH:
+            break
+    if not found:
+        raise _none_usable(len(bad), bad[0])
+    return found
+
+
+def _size_of(values: Sequence[Any], num_channels: int, limits: ImageLimits) -> int:
     """Return the largest usual size that is not above the shorter side of most images."""
-    pixels = decode_batch(values, range(len(values)), num_channels)
-    side = statistics.median(np.minimum(pixels.heights, pixels.widths).tolist())
+    sides = _first_usable(values, lambda v: min(decode_pixels(v, num_channels, limits).shape[:2]))
+    side = statistics.median(sides)
     return max((size for size in _SIZES if size <= side), default=_SIZES[0])
 
 
-def _measure(rows: Any, num_channels: int) -> dict[str, list[float]]:
+def _measure(rows: Any, num_channels: int, limits: ImageLimits) -> dict[str, list[float]]:
     """Return mean and std per channel of the first images, in [0, 1]."""
     values = [row["image"] for row in islice(iter(rows), _MEASURE)]
-    images = decode_batch(values, range(len(values)), num_channels).tensors()
-    pixels = np.concatenate([image.flatten(1).numpy() for image in images], axis=1) / 255
-    mean, std = pixels.mean(axis=1), np.maximum(pixels.std(axis=1), 1 / 255)
+    usable, _ = decode_some(values, num_channels, limits)
+    pixels = np.concatenate([image.reshape(-1, num_channels) for image in usable.values()]) / 255
+    mean, std = pixels.mean(axis=0), np.maximum(pixels.std(axis=0), 1 / 255)
     return {"mean": [round(float(v), 4) for v in mean], "std": [round(float(v), 4) for v in std]}
 
 

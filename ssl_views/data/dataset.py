@@ -2,18 +2,22 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import fsspec
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset
 
-from ssl_views.data.decode import ImageError, decode_pixels, naming_image
+from ssl_views.data.bad_images import ATTEMPTS, BadImages, draw_others, replace_bad
+from ssl_views.data.decode import try_to_decode
+from ssl_views.data.image_limits import LIMITS, BadImage, ImageLimits, PixelFormatError
+from ssl_views.data.image_roots import AllowedPlaces, read_image_file
 from ssl_views.pixels import PixelBatch
 
 if TYPE_CHECKING:
@@ -84,6 +88,7 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
                 f"{len(rows)} rows. Make it from these rows."
             )
         self._table = _encoded(rows, image_column)
+        self._places = AllowedPlaces()
         self._epoch = torch.full(
             (1,), -1 if epoch is None else epoch, dtype=torch.int64
         ).share_memory_()
@@ -129,16 +134,63 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         ]
         return [member[self.image_column] for member in members], indices
 
-    def pixels(self, rows: Sequence[int], num_channels: int) -> tuple[PixelBatch, list[int]]:
+    def pixels(
+        self,
+        rows: Sequence[int],
+        num_channels: int,
+        *,
+        limits: ImageLimits = LIMITS,
+        bad_images: BadImages | None = None,
+        epoch: int = 0,
+    ) -> tuple[PixelBatch, list[int]]:
         """Decode the images of some rows, or take them from the cache; also their indices.
 
+        Args:
+            rows: their places.
+            num_channels: C.
+            limits: which images can be used.
+            bad_images: lists those that cannot, and another row takes the place of each; it depends
+                on the epoch and the index alone. None to raise an error.
+            epoch: of the replacements.
+
         Raises:
-            ImageError: with the index and path of an image that cannot be decoded.
+            BadImage: with the index and path of an image that cannot be used.
+            PixelFormatError: likewise, also with `bad_images`.
+            TooManyBadImages: if there are more than `bad_images` allows, or several in a row.
         """
-        if self.cache is not None:
-            return self.cache.batch(rows, num_channels)
-        values, indices = self.read(rows)
-        return decode_batch(values, indices, num_channels), indices
+        outcomes: list[NDArray[np.uint8] | BadImage]
+        if self.cache is None:
+            values, indices = self.read(rows)
+            outcomes = [
+                try_to_decode(value, index, num_channels, limits)
+                for value, index in zip(values, indices, strict=True)
+            ]
+        else:
+            batch, indices = self.cache.batch(rows, num_channels, limits)
+            if batch.heights.all():
+                return batch, indices
+            outcomes = [self._look(row, num_channels, limits) for row in rows]
+
+        def others(index: int) -> Iterator[NDArray[np.uint8] | BadImage]:
+            for number in draw_others(epoch, index, ATTEMPTS):
+                yield self._look(int(number * len(self)), num_channels, limits)
+
+        return PixelBatch.of_arrays(replace_bad(outcomes, others, bad_images)), indices
+
+    def _look(
+        self, row: int, num_channels: int, limits: ImageLimits
+    ) -> "NDArray[np.uint8] | BadImage":
+        """Return the pixels of one row, or why there are none."""
+        pixels = None if self.cache is None else self.cache.image(row)
+        if pixels is not None:
+            return pixels
+        (value,), (index,) = self.read([row])
+        outcome = try_to_decode(value, index, num_channels, limits)
+        if self.cache is None or isinstance(outcome, BadImage):
+            return outcome
+        changed = BadImage(f"image {index} was bad when the cache was made. Make the cache again.")
+        changed.index = index
+        return changed
 
 
 def _encoded(rows: Any, image_column: str) -> Any:
@@ -176,15 +228,6 @@ def _bytes(array: Any) -> list[bytes]:
     return [bytes(memory[start:end]) for start, end in pairwise(ends)]
 
 
-def decode_batch(values: Sequence[Any], indices: Sequence[int], num_channels: int) -> PixelBatch:
-    """Decode images; an error names the image's index and path."""
-    images = []
-    for value, index in zip(values, indices, strict=True):
-        with naming_image(value, index):
-            images.append(decode_pixels(value, num_channels))
-    return PixelBatch.of_arrays(images)
-
-
 class MultiViewIterableDataset(IterableDataset[dict[str, Any]]):
     """The same for a stream, read again and again: every pass is an epoch. Train with `max_steps`.
 
@@ -194,11 +237,16 @@ class MultiViewIterableDataset(IterableDataset[dict[str, Any]]):
         rows: an iterable of mappings with an encoded image; one with `set_epoch` is told the epoch
             to reshuffle.
         image_column: its name.
+        limits: how many bytes of a file are read.
     """
 
-    def __init__(self, rows: Any, image_column: str = "image") -> None:
+    def __init__(
+        self, rows: Any, image_column: str = "image", *, limits: ImageLimits = LIMITS
+    ) -> None:
         self.rows = rows
         self.image_column = image_column
+        self.limits = limits
+        self._places = AllowedPlaces()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield {"image", "index", "epoch"} without end."""
@@ -208,25 +256,32 @@ class MultiViewIterableDataset(IterableDataset[dict[str, Any]]):
             empty = True
             for row in self.rows:
                 empty = False
-                image = _with_bytes(row[self.image_column])
+                image = _with_bytes(row[self.image_column], self.limits)
                 yield {"image": image, "index": _content_index(image), "epoch": epoch}
             if empty:
                 return
 
 
-def _with_bytes(image: Any) -> Any:
-    """Read a streamed image that is only a path, on this machine or on the Hub."""
+def _with_bytes(image: Any, limits: ImageLimits) -> Any:
+    """Read a streamed image that is only a path; one that cannot be read is left as it is."""
     if isinstance(image, Mapping) and image.get("bytes") is None and image.get("path"):
-        with fsspec.open(image["path"], "rb") as file:
-            return {"bytes": file.read(), "path": image["path"]}
+        with suppress(BadImage):
+            return {**image, "bytes": read_image_file(image["path"], limits)}
     return image
 
 
 def _content_index(image: Any) -> int:
-    encoded = image.get("bytes") if isinstance(image, Mapping) else image
-    if not isinstance(encoded, bytes):
-        raise ImageError(
-            f"a streamed image must be encoded bytes; got {type(encoded).__name__}. Turn streaming "
+    """Return a hash of the bytes of a streamed image, or of its path where it has none."""
+    content = image
+    if isinstance(image, Mapping):
+        content = image.get("bytes")
+        if content is None:
+            content = str(image.get("path")).encode(errors="surrogateescape")
+    if content is None:
+        content = b""
+    if not isinstance(content, bytes):
+        raise PixelFormatError(
+            f"a streamed image must be encoded bytes; got {type(content).__name__}. Turn streaming "
             "off for this data set."
         )
-    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")

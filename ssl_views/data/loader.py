@@ -16,8 +16,8 @@ from ssl_views.data.collator import (
     DecodedImages,
     Items,
     MultiViewCollator,
+    as_tensor,
     check_items,
-    decode_items,
 )
 
 
@@ -115,7 +115,8 @@ class MultiViewLoader:
         """Yield the batches of an epoch.
 
         Raises:
-            ImageError: with the index and path of an image that cannot be decoded.
+            BadImage: with the index and path of an image that cannot be used.
+            TooManyBadImages: if the collator replaces them, and there are too many.
         """
         threads = ThreadPoolExecutor(self.num_threads, "ssl_views")
         started: deque[tuple[Any, list[Future[Any]]]] = deque()
@@ -134,14 +135,16 @@ class MultiViewLoader:
         check_items(items)
         # No more parts than keep all threads busy: each costs some time to prepare.
         at_once = -(-len(items) // -(-self.num_threads // self.prefetch))
-        parts = [slice(i, i + at_once) for i in range(0, len(items), at_once)]
+        places = range(len(items))
+        parts = [places[i : i + at_once] for i in range(0, len(items), at_once)]
         if self.render_on_device:
-            channels = self.collate_fn.recipe.num_channels
-            return None, [threads.submit(decode_items, items[part], channels) for part in parts]
+            return None, [threads.submit(self.collate_fn.decode, items, part) for part in parts]
         batch = self.collate_fn.empty(len(items), self._allocate)
-        views = [{name: x[part] for name, x in batch.items()} for part in parts]
-        work = zip(views, (items[part] for part in parts), strict=True)
-        return batch, [threads.submit(self.collate_fn.fill, *part) for part in work]
+        work = []
+        for part in parts:
+            memory = {name: x[part.start : part.stop] for name, x in batch.items()}
+            work.append(threads.submit(self.collate_fn.fill, memory, items, part))
+        return batch, work
 
     def _allocate(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         if self._pinned:  # torch pools pinned memory itself
@@ -181,7 +184,11 @@ class MultiViewLoader:
                 )
             )
         views = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
-        return dict(zip(GROUP_NAMES, views, strict=False))
+        batch = dict(zip(GROUP_NAMES, views, strict=False))
+        if self.collate_fn.keep_indices:
+            named = as_tensor([index for part in decoded for index in part.indices])
+            batch["indices"] = named.to(self.device)
+        return batch
 
     def _finish(self, batch: Any, parts: list[Future[Any]]) -> dict[str, Tensor]:
         """Wait for a batch and bring it to its device."""

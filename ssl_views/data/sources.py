@@ -8,10 +8,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
+from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 
-from ssl_views.naming import did_you_mean
+from ssl_views.data import image_roots
+from ssl_views.data.columns import select_images
 
 DIGITS = "digits"
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
@@ -22,9 +24,17 @@ _HELD_OUT_SEED = 0  # fixed, so that pretrain and evaluate hold out the same ima
 
 
 def load_images(
-    dataset: str, *, split: str = "train", image_column: str | None = None, streaming: bool = False
+    dataset: str,
+    *,
+    split: str = "train",
+    image_column: str | None = None,
+    streaming: bool = False,
+    allow_remote_images: bool = False,
 ) -> "Dataset | IterableDataset":
     """Load images, and labels where there are any.
+
+    Rows that name image files are read below the folder of the data set and those that
+    `allow_images_below` was told.
 
     Args:
         dataset: "digits"; a folder of images (class folders become labels); a parquet file or a
@@ -32,6 +42,7 @@ def load_images(
         split: which split.
         image_column: column that holds the images; found by its type where None.
         streaming: read while training; the data set needs no disk and has no length.
+        allow_remote_images: let this process and its workers fetch images that are addresses.
 
     Returns:
         Rows {"image": encoded, "label": int, "index": int}: the label only where a column holds
@@ -40,7 +51,9 @@ def load_images(
     Raises:
         ValueError: if the source, the split or the column does not exist, or there are no rows.
     """
-    return _select(_open(dataset, streaming), dataset, split, image_column)
+    if allow_remote_images:
+        image_roots.allow_remote_images()
+    return select_images(_open(dataset, streaming), dataset, split, image_column)
 
 
 def load_train_and_test(
@@ -49,6 +62,7 @@ def load_train_and_test(
     split: str = "train",
     image_column: str | None = None,
     test_split: str | None = None,
+    allow_remote_images: bool = False,
 ) -> "tuple[Dataset, Dataset]":
     """Load images to learn from, and images to evaluate on that are never learned from.
 
@@ -63,14 +77,16 @@ def load_train_and_test(
             f"test_split must differ from split; got {split!r} for both. Images learned from say "
             "nothing about others."
         )
+    if allow_remote_images:
+        image_roots.allow_remote_images()
     splits = _open(dataset, streaming=False)
-    train = _select(splits, dataset, split, image_column)
+    train = select_images(splits, dataset, split, image_column)
     if test_split is None:
         test_split = next(
             (name for name in _EVALUATION_SPLITS if name in splits and name != split), None
         )
     if test_split is not None:
-        return train, _select(splits, dataset, test_split, image_column)
+        return train, select_images(splits, dataset, test_split, image_column)
     fraction = min(_HELD_OUT_FRACTION, _HELD_OUT_MOST / len(train))
     held_out = _stratified(train, fraction, _HELD_OUT_SEED)
     if len(held_out) in (0, len(train)):
@@ -113,9 +129,19 @@ def _open(dataset: str, streaming: bool) -> "Mapping[str, Any]":
         try:
             saved = datasets.load_from_disk(str(path))
         except IndexError as error:  # what datasets raises when there are no rows
-            raise ValueError(f"{dataset} holds no rows. Check the path.") from error
+            raise ValueError(
+                f"{dataset} holds no rows, or one of its splits has none. Check the path, and "
+                "remove that split."
+            ) from error
         splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
-        return {k: v.to_iterable_dataset() if streaming else v for k, v in splits.items()}
+        splits = {k: v.to_iterable_dataset() if streaming else v for k, v in splits.items()}
+    else:
+        splits = _load(dataset, source, streaming, options)
+    _allow_images_of(dataset, streaming)
+    return splits
+
+
+def _load(dataset: str, source: str, streaming: bool, options: dict[str, Any]) -> Any:
     try:
         return datasets.load_dataset(source, streaming=streaming, **options)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
@@ -134,6 +160,20 @@ def _open(dataset: str, streaming: bool) -> "Mapping[str, Any]":
         ) from error
 
 
+def _allow_images_of(dataset: str, streaming: bool) -> None:
+    """Allow the files of a source: its folder, and where `datasets` keeps what it unpacks."""
+    path = Path(dataset)
+    if path.exists():
+        folders = [path if path.is_dir() else path.parent]
+    else:
+        folders = [Path(HF_HUB_CACHE) / f"datasets--{dataset.replace('/', '--')}"]
+        if streaming:
+            image_roots.allow_hub_images(dataset)
+    for folder in (*folders, Path(datasets.config.DOWNLOADED_DATASETS_PATH)):
+        if folder.is_dir():
+            image_roots.allow_images_below(folder)
+
+
 def _local(path: Path) -> "tuple[str | None, dict[str, Any]]":
     if path.is_file():
         if path.suffix != ".parquet":
@@ -145,84 +185,6 @@ def _local(path: Path) -> "tuple[str | None, dict[str, Any]]":
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         return None, {}
     return str(path), {}
-
-
-def _select(splits: Mapping[str, Any], dataset: str, split: str, image_column: str | None) -> Any:
-    """Keep the image column of a split, encoded, as "image", and a class label as "label"."""
-    if split not in splits:
-        raise ValueError(
-            f"{dataset} has no split {split!r}; it has "
-            f"{sorted(splits)}.{did_you_mean(split, splits)} Set --split."
-        )
-    rows = splits[split]
-    stored = isinstance(rows, Dataset)
-    if stored and len(rows) == 0:
-        raise ValueError(f"split {split!r} of {dataset} is empty. Check the path and the split.")
-    features = rows.features
-    if features is None:
-        raise ValueError(
-            f"{dataset} does not say which columns it has, so it cannot be streamed. Turn "
-            "streaming off."
-        )
-    column = image_column or _find_image_column(features, dataset)
-    if column not in features:
-        raise ValueError(
-            f"{dataset} has no column {column!r}; it has "
-            f"{_describe(features)}.{did_you_mean(column, features)} Set --image_column."
-        )
-    if isinstance(features[column], (Value, ClassLabel, dict)) and not _is_encoded(
-        features[column]
-    ):
-        raise ValueError(
-            f"column {column!r} of {dataset} does not hold images; the columns are "
-            f"{_describe(features)}. Set --image_column."
-        )
-    label = _find_label_column(features)
-    rows = rows.select_columns([column] if label is None else [column, label])
-    if column != "image":
-        rows = rows.rename_column(column, "image")
-    if label not in (None, "label"):
-        rows = rows.rename_column(label, "label")
-    if isinstance(features[column], datasets.Image):
-        rows = rows.cast_column("image", datasets.Image(decode=False))
-    if stored:
-        rows = rows.add_column("index", np.arange(len(rows)))
-    if not _is_encoded(features[column]) and stored:
-        dtype = getattr(features[column], "dtype", None)
-        options = {"dtype": np.uint8} if dtype == "uint8" else {}  # otherwise numpy gives int64
-        rows = rows.with_format("numpy", columns=["image"], output_all_columns=True, **options)
-    return rows
-
-
-def _find_label_column(features: "Features") -> str | None:
-    """Return "label" if it holds classes or integers, else the first column of classes."""
-    label = features.get("label")
-    if isinstance(label, Value) and label.dtype.lstrip("u").startswith("int"):
-        return "label"
-    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    return "label" if "label" in labels else next(iter(labels), None)
-
-
-def _is_encoded(feature: Any) -> bool:
-    if isinstance(feature, Value):
-        return feature.dtype in ("binary", "large_binary")
-    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
-
-
-def _find_image_column(features: "Features", dataset: str) -> str:
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    if not images:
-        images = [name for name in ("image", "img", "pixels") if name in features]
-    if len(images) != 1:
-        found = "no image column" if not images else f"image columns {images}"
-        raise ValueError(
-            f"{dataset} has {found}; the columns are {_describe(features)}. Set --image_column."
-        )
-    return images[0]
-
-
-def _describe(features: "Features") -> str:
-    return ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
 
 
 def _stratified(rows: "Dataset", fraction: float, seed: int) -> "np.ndarray[Any, Any]":

@@ -7,13 +7,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.utils import logging
 
 from ssl_views.data.dataset import MultiViewDataset
+from ssl_views.data.decode import try_to_decode
+from ssl_views.data.image_limits import LIMITS, BadImage, ImageLimits
 from ssl_views.modeling_ssl_views import SSLViewsModel
+from ssl_views.pixels import PixelBatch
 from ssl_views.views import ViewRecipe
 
 RAW_PIXEL_SIZE = 32
 _AT_ONCE = 32
+_NAMED = 3
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,18 +40,22 @@ def labelled_features(
     *,
     batch_size: int = 256,
     on_batch: Callable[[int], object] | None = None,
+    limits: ImageLimits = LIMITS,
 ) -> LabelledFeatures:
-    """Extract the features of two sets of rows, see `extract_features`, and their labels."""
+    """Extract the features of two sets of rows, see `extract_features`, and their labels.
+
+    Images that cannot be used have neither.
+    """
     recipe = ViewRecipe.for_config(model.config)
-    return LabelledFeatures(
-        extract_features(model, train, recipe, batch_size=batch_size, on_batch=on_batch),
-        extract_features(model, test, recipe, batch_size=batch_size, on_batch=on_batch),
-        labels_of(train),
-        labels_of(test),
-    )
+    features, labels = [], []
+    for rows in (train, test):
+        found, kept = _extract(model, rows, recipe, batch_size, on_batch, limits)
+        known = labels_of(rows)
+        features.append(found)
+        labels.append(None if known is None else known[kept])
+    return LabelledFeatures(*features, *labels)
 
 
-@torch.no_grad()
 def extract_features(
     model: SSLViewsModel,
     rows: Sequence[Any] | Any,
@@ -52,10 +63,12 @@ def extract_features(
     *,
     batch_size: int = 256,
     on_batch: Callable[[int], object] | None = None,
+    limits: ImageLimits = LIMITS,
 ) -> Tensor:
     """Return the pooled backbone output of one clean view (the largest centred square) per image.
 
-    The model runs in evaluation mode, and is left in the mode it had.
+    The model runs in evaluation mode, and is left in the mode it had. Images that cannot be used
+    are left out, and a warning names them.
 
     Args:
         model: gives representations.
@@ -63,30 +76,55 @@ def extract_features(
         recipe: of the model: image size, channels and normalization.
         batch_size: images at once.
         on_batch: called with the number of images done since the last call.
+        limits: which images are used.
 
     Returns:
-        (N, D_h) float32, on the CPU.
+        (N, D_h) float32, on the CPU; N without those left out.
+
+    Raises:
+        PixelFormatError: with the index and path of an image for which the user has to decide.
+        ValueError: if no image can be used.
     """
+    return _extract(model, rows, recipe, batch_size, on_batch, limits)[0]
+
+
+@torch.no_grad()
+def _extract(
+    model: SSLViewsModel,
+    rows: Any,
+    recipe: ViewRecipe,
+    batch_size: int,
+    on_batch: Callable[[int], object] | None,
+    limits: ImageLimits,
+) -> tuple[Tensor, list[int]]:
+    """Return features, and the places of the rows that they are of."""
     was_training = model.training
     model.eval()
-    features = []
-    for pixels in _clean_views(rows, recipe, batch_size):
+    features, kept = [], []
+    for pixels, places in _clean_views(rows, recipe, batch_size, limits):
         output = model(pixels.to(model.device, model.dtype))
         features.append(output.pooler_output.float().cpu())
+        kept += places
         if on_batch is not None:
-            on_batch(len(pixels))
+            on_batch(len(places))
     model.train(was_training)
-    return torch.cat(features)
+    return torch.cat(features), kept
 
 
-def raw_pixels(rows: Sequence[Any] | Any, recipe: ViewRecipe, batch_size: int = 256) -> Tensor:
+def raw_pixels(
+    rows: Sequence[Any] | Any,
+    recipe: ViewRecipe,
+    batch_size: int = 256,
+    *,
+    limits: ImageLimits = LIMITS,
+) -> Tensor:
     """Return the normalized pixels of one clean view per image, (N, C * s * s) float32.
 
-    The baseline that a backbone has to beat.
+    The baseline that a backbone has to beat. It leaves out the images that `extract_features` does.
     """
     size = min(recipe.image_size, RAW_PIXEL_SIZE)
     features = []
-    for pixels in _clean_views(rows, recipe, batch_size):
+    for pixels, _ in _clean_views(rows, recipe, batch_size, limits):
         if size < recipe.image_size:
             pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
         features.append(pixels.flatten(1))
@@ -99,13 +137,39 @@ def labels_of(rows: Any) -> Tensor | None:
     return None if any(label is None or label < 0 for label in labels) else torch.tensor(labels)
 
 
-def _clean_views(rows: Any, recipe: ViewRecipe, batch_size: int) -> Iterator[Tensor]:
+def _clean_views(
+    rows: Any, recipe: ViewRecipe, batch_size: int, limits: ImageLimits
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Give clean views, a batch at a time, with the places of their rows; say what is left out."""
     dataset = MultiViewDataset(rows)
+    bad: list[BadImage] = []
     for start in range(0, len(rows), batch_size):
         stop = min(start + batch_size, len(rows))
-        parts = []
+        parts, places = [], []
         for some in range(start, stop, _AT_ONCE):  # large images never lie in memory together
             numbers = range(some, min(some + _AT_ONCE, stop))
-            pixels, _ = dataset.pixels(numbers, recipe.num_channels)
-            parts.append(recipe.clean_view(pixels))
-        yield torch.cat(parts)
+            images = []
+            for place, value, index in zip(numbers, *dataset.read(numbers), strict=True):
+                outcome = try_to_decode(value, index, recipe.num_channels, limits)
+                if isinstance(outcome, BadImage):
+                    bad.append(outcome)
+                else:
+                    images.append(outcome)
+                    places.append(place)
+            if images:
+                parts.append(recipe.clean_view(PixelBatch.of_arrays(images)))
+        if parts:
+            yield torch.cat(parts), places
+    if len(bad) == len(rows):
+        why = f" First {bad[0]}" if bad else ""
+        raise ValueError(f"there must be an image that can be used; got none of {len(rows)}.{why}")
+    if bad:
+        # Once: the same rows are evaluated again and again.
+        logger.warning_once(describe_left_out(bad, len(rows)))
+
+
+def describe_left_out(bad: Sequence[BadImage], num_images: int) -> str:
+    """Return a sentence on images that are left out, which names the first ones."""
+    named = " ".join(str(error) for error in bad[:_NAMED])
+    more = " ..." if len(bad) > _NAMED else ""
+    return f"{len(bad)} of {num_images} images cannot be used and are left out: {named}{more}"

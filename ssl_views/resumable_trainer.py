@@ -1,0 +1,266 @@
+"""A Trainer whose checkpoints survive a kill, and whose runs continue as if there had been none."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import Trainer, TrainerState
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from ssl_views import checkpoints
+from ssl_views.callbacks import no_progress_bars
+from ssl_views.checkpoints import CheckpointError, ResumeError
+from ssl_views.guards import check_weights
+from ssl_views.run_record import describe_data, differences, run_record
+from ssl_views.termination import TERMINATED, TerminationCallback
+from ssl_views.training_args import SSLViewsTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+_STATE = "trainer_state.json"
+_SAVED_BESIDE = 1.02, 2**20  # a share and a constant for what is not tensors
+
+
+class ResumableTrainer(Trainer):
+    """Checkpoints are written whole or not at all, verified before use, and deleted by step.
+
+    A run that is killed at any moment, and started again, ends with the weights it would have had:
+    on a CPU to the last bit. SIGTERM saves at the end of the step and exits with code 75. A
+    checkpoint holds no pickled arguments: `training_args.json` takes the place of
+    `training_args.bin`.
+    """
+
+    args: SSLViewsTrainingArguments
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._staged: str | None = None
+        self._chosen: Path | None = None
+        self._termination = TerminationCallback()
+        self.add_callback(self._termination)
+
+    def train(
+        self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Train, or go on training.
+
+        Args:
+            resume_from_checkpoint: "auto" resumes from the newest checkpoint of the output folder
+                that verifies, and starts a new run where there is none; True does the same, but
+                there must be one; or the folder of a checkpoint. None starts a new run.
+            args: see `transformers.Trainer.train`.
+            kwargs: see `transformers.Trainer.train`.
+
+        Raises:
+            ResumeError: if the checkpoint does not verify or belongs to another run, or a new run
+                would write over another's checkpoints.
+            CheckpointError: if a checkpoint cannot be written.
+            SystemExit: with code 75, after SIGTERM.
+        """
+        folder = self._chosen
+        if folder is None or resume_from_checkpoint != folder:
+            folder = self.choose_checkpoint(resume_from_checkpoint)
+        self._chosen = None
+        if folder is not None and self._is_finished(folder):
+            logger.warning("%s has reached the last step: nothing to train.", folder)
+            self._load_from_checkpoint(str(folder))
+            self.state = TrainerState.load_from_json(str(folder / _STATE))
+            return TrainOutput(self.state.global_step, 0.0, {})
+        with self._termination.listening():
+            output = super().train(folder and str(folder), *args, **kwargs)
+        if self._termination.stopped:
+            logger.warning(
+                "Terminated: step %d is saved in %s. The same command resumes there.",
+                self.state.global_step,
+                self.args.output_dir,
+            )
+            raise SystemExit(TERMINATED)
+        return output
+
+    def choose_checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
+        """Return the checkpoint that `train(wanted)` resumes from, or None for a new run.
+
+        All processes get the same. `train` does not verify it again if it is given.
+        """
+        answer: list[Any] = [None, None]
+        if self.is_world_process_zero():
+            try:
+                answer[0] = self._choose(wanted)
+            except ResumeError as error:
+                answer[1] = str(error)
+        broadcast_object_list(answer)
+        if answer[1] is not None:
+            raise ResumeError(answer[1])
+        self._chosen = None if answer[0] is None else Path(answer[0])
+        return self._chosen
+
+    def _choose(self, wanted: str | Path | bool | None) -> Path | None:
+        run_folder = Path(str(self.args.output_dir))
+        checkpoints.clear_unfinished(run_folder)
+        if wanted is None or wanted is False:
+            if checkpoints.checkpoints_by_step(run_folder):
+                raise ResumeError(
+                    f"a new run must not write over the checkpoints of another; {run_folder} holds "
+                    f"{_names(checkpoints.checkpoints_by_step(run_folder))}. Resume "
+                    "(resume_from_checkpoint='auto'), choose another output_dir, or delete them."
+                )
+            return None
+        if wanted in (True, "auto"):
+            found = checkpoints.find_checkpoints(run_folder)
+            if found.newest is None and wanted is True:
+                reasons = [f"{folder.name}: {reason}" for folder, reason in found.skipped.items()]
+                raise ResumeError(
+                    f"{run_folder} holds no checkpoint that can be resumed from "
+                    f"({'; '.join(reasons) or 'none at all'}). Leave resume_from_checkpoint out to "
+                    "start a new run."
+                )
+            if found.newest is not None:
+                self._check_same_run(found.newest, checkpoints.read_manifest(found.newest))
+            for folder, reason in found.skipped.items():
+                aside = checkpoints.set_aside(folder)
+                logger.warning("Skipped %s: %s. It is now %s.", folder.name, reason, aside.name)
+            return found.newest
+        folder = Path(str(wanted))
+        try:
+            manifest = checkpoints.verify(folder)
+        except CheckpointError as error:
+            raise ResumeError(
+                f"{folder} cannot be resumed from: {error}. Resume from an older one; to start a "
+                "new run with its weights alone, use SSLViewsForPreTraining.from_pretrained."
+            ) from error
+        self._check_same_run(folder, manifest)
+        if folder.resolve().parent == run_folder.resolve():
+            for newer in checkpoints.checkpoints_by_step(run_folder):
+                if checkpoints.step_of(newer) > int(manifest["step"]):
+                    logger.warning("%s is now %s.", newer.name, checkpoints.set_aside(newer).name)
+        return folder
+
+    @cached_property
+    def _data(self) -> dict[str, Any]:
+        return describe_data(self.train_dataset)
+
+    def _record(self) -> dict[str, Any]:
+        config = self.accelerator.unwrap_model(self.model).config
+        return run_record(self.args, config, self._data, self.data_collator)
+
+    def _check_same_run(self, folder: Path, manifest: dict[str, Any]) -> None:
+        lines = differences(manifest["run"], self._record())
+        listed = "".join(f"\n  {line}" for line in lines)
+        if lines and not self.args.allow_changed_run:
+            raise ResumeError(
+                f"a resumed run must be the run that was started; since {folder} was written, "
+                f"these have changed:{listed}\nUndo the changes, choose another output_dir, or set "
+                "allow_changed_run."
+            )
+        if lines:
+            logger.warning("The run has changed since %s was written:%s", folder, listed)
+        if manifest["world_size"] != self.args.world_size:
+            logger.warning(
+                "%s was written by %d processes, now there are %d: images, order and views are the "
+                "same, sums differ by rounding, and dropout differs.",
+                folder,
+                manifest["world_size"],
+                self.args.world_size,
+            )
+        logger.warning("Resuming from %s.", folder)
+
+    def _is_finished(self, folder: Path) -> bool:
+        """Return whether no step is left; the Trainer would take one more."""
+        state = json.loads((folder / _STATE).read_text())
+        same = checkpoints.read_manifest(folder)["run"] == self._record()
+        return bool(same and state["global_step"] >= state["max_steps"])
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        """Return where the Trainer writes checkpoints: aside, while one is written."""
+        return self._staged or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint aside, seal it, and rename it into place."""
+        run_folder = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step)
+        num_bytes = self._checkpoint_bytes()
+        if self.args.should_save:
+            run_folder.mkdir(parents=True, exist_ok=True)
+            checkpoints.clear_unfinished(run_folder)
+            checkpoints.check_free_space(run_folder, num_bytes)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self._staged = str(run_folder / checkpoints.STAGING)
+        try:
+            super()._save_checkpoint(model, trial, *args, **kwargs)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._publish(run_folder, name, limit)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if self.args.should_save:
+                checkpoints.clear_unfinished(run_folder)  # it may have filled the disk
+            raise CheckpointError(
+                f"{name} could not be written to {run_folder}: {error}. It takes about "
+                f"{num_bytes:,} bytes. Older checkpoints are kept, and the same command resumes "
+                "once it can be written."
+            ) from error
+        finally:
+            self._staged, self.args.save_total_limit = None, limit
+        self.accelerator.wait_for_everyone()
+
+    def _publish(self, run_folder: Path, name: str, limit: int | None) -> None:
+        staged = run_folder / checkpoints.STAGING / name
+        if self.state.best_global_step:  # the Trainer names a folder that will be renamed
+            best = run_folder / f"checkpoint-{self.state.best_global_step}"
+            exists = best.is_dir() or best.name == name
+            self.state.best_model_checkpoint = str(best) if exists else None
+            self.state.save_to_json(str(staged / _STATE))
+        facts = {
+            "step": self.state.global_step,
+            "world_size": self.args.world_size,
+            "torch": torch.__version__,
+            "run": self._record(),
+        }
+        checkpoints.seal(staged, facts)
+        checkpoints.publish(staged, run_folder / name)
+        checkpoints.clear_unfinished(run_folder)
+        checkpoints.rotate(run_folder, limit, self.state.best_model_checkpoint)
+
+    def _checkpoint_bytes(self) -> int:
+        """Return about how much a checkpoint takes."""
+        tensors = list(self.model.state_dict().values())
+        if self.optimizer is not None and not self.args.save_only_model:
+            states = self.optimizer.state.values()
+            tensors += [x for state in states for x in state.values() if isinstance(x, Tensor)]
+        share, constant = _SAVED_BESIDE
+        return int(share * sum(x.nbytes for x in tensors)) + constant
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write weights, configuration and arguments; every file appears whole, and no pickle."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        staged = folder / checkpoints.STAGING
+        staged.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        check_weights(model, self.state.global_step)
+        with no_progress_bars():
+            model.save_pretrained(staged, state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(staged)
+        (staged / "training_args.json").write_text(self.args.to_json_string() + "\n")
+        checkpoints.move_into(staged, folder)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: the Trainer would upload the whole output folder."""
+        raise ValueError(
+            "a run folder must not be uploaded as it is, for it holds more than the model. Use "
+            "trainer.model.push_to_hub('user/name'), which uploads weights and configuration."
+        )
+
+
+def _names(folders: list[Path]) -> str:
+    names = [folder.name for folder in folders]
+    return ", ".join(names if len(names) <= 4 else [*names[:2], "...", names[-1]])

@@ -1,0 +1,98 @@
+"""What makes two runs the same run: data, views, model, loss and optimizer."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_views.configuration_ssl_views import SSLViewsConfig
+from ssl_views.data.collator import MultiViewCollator
+from ssl_views.data.dataset import MultiViewDataset
+from ssl_views.training_args import SSLViewsTrainingArguments
+
+_LOOK_AT = 256
+_OPTIMIZER = (
+    "learning_rate", "weight_decay", "optim", "lars", "lr_scheduler_type", "warmup_steps",
+    "max_grad_norm", "max_steps", "num_train_epochs",
+)  # fmt: skip
+_MODEL = [name for name in signature(SSLViewsConfig).parameters if name != "kwargs"]
+
+
+def run_record(
+    args: SSLViewsTrainingArguments, config: SSLViewsConfig, data: Mapping[str, Any], collator: Any
+) -> dict[str, Any]:
+    """Return what must not change when a run is resumed, as JSON values.
+
+    Args:
+        args: training arguments. The number of processes is not part of it, the number of images
+            per step is.
+        config: of the model.
+        data: from `describe_data`.
+        collator: that makes the views.
+    """
+    accumulated = args.train_batch_size * args.gradient_accumulation_steps
+    record: dict[str, Any] = {
+        "seed": args.seed,
+        "images_per_step": accumulated * args.world_size,
+        "training": {name: getattr(args, name) for name in _OPTIMIZER},
+        "model": {name: getattr(config, name) for name in _MODEL},
+        "data": data,
+    }
+    if isinstance(collator, MultiViewCollator):
+        record["views"] = {"seed": collator.seed, **asdict(collator.recipe)}
+        record["limits"] = asdict(collator.limits)
+    return dict(json.loads(json.dumps(record, default=str)))
+
+
+def describe_data(dataset: Any) -> dict[str, Any]:
+    """Return the number of images, and a hash of up to 256 of them, evenly spread.
+
+    Of an image that is a file, name and size are hashed, so that data may move to another disk.
+    """
+    if not hasattr(dataset, "__len__"):
+        return {"stream": True}
+    count = len(dataset)
+    if not isinstance(dataset, MultiViewDataset):
+        return {"images": count}
+    rows = sorted({int(row) for row in np.linspace(0, count - 1, min(count, _LOOK_AT))})
+    digest = hashlib.sha256()
+    for value, index in zip(*dataset.read(rows), strict=True):
+        digest.update(f"{index}:".encode())
+        digest.update(_content(value))
+    return {"images": count, "sha256": digest.hexdigest()}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return what differs between two records, one line "name: before -> now" for each value."""
+    lines = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {_short(old)} -> {_short(new)}")
+    return lines
+
+
+def _content(value: Any) -> bytes:
+    """Return bytes that tell an image from others."""
+    if isinstance(value, Mapping):
+        if value.get("bytes") is not None:
+            return bytes(value["bytes"])
+        path = Path(str(value.get("path")))
+        size = path.stat().st_size if path.is_file() else -1
+        return f"{path.name}:{size}".encode()
+    if value is None or isinstance(value, bytes):
+        return value or b""
+    array = np.asarray(value)
+    return f"{array.shape}{array.dtype}".encode() + array.tobytes()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,61 @@
+"""SIGTERM: save at the end of the step, on all processes, and stop."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+TERMINATED = 75  # the exit code of sysexits.h for "try again later"
+
+
+class TerminationCallback(TrainerCallback):
+    """Saves and stops at the end of the step in which a process was told to terminate.
+
+    Attributes:
+        told: whether this process was told.
+        stopped: whether the run was stopped.
+    """
+
+    def __init__(self) -> None:
+        self.told = self.stopped = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen for SIGTERM; only the main thread of a process can."""
+        self.told = self.stopped = False
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def on_signal(number: int, frame: Any) -> None:
+            self.told = True
+
+        before = signal.signal(signal.SIGTERM, on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop all processes at the same step, whichever was told."""
+        self.stopped = self.told
+        if args.world_size > 1:
+            told = torch.tensor(float(self.told), device=args.device)
+            self.stopped = bool(reduce(told, reduction="sum").item())
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Do nothing more, whatever is due at the end of an epoch."""
+        if self.stopped:
+            control.should_save = control.should_evaluate = False
