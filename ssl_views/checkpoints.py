@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-STAGING, TRASH, MANIFEST = "_staging", "_trash", "MANIFEST.json"
-ASIDE = "_unusable-"
+STAGING, MANIFEST = "_staging", "MANIFEST.json"
+_TRASH, _ASIDE = "_trash", "_unusable-"
 _FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
 _NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
@@ -24,10 +24,6 @@ _LOADED = (".bin", ".pt", ".pth", ".safetensors")  # what resuming may read
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, or does not verify."""
-
-
-class ResumeError(ValueError):
-    """A run cannot be resumed, or a new one not be started, in the way that was asked for."""
 
 
 class FoundCheckpoints(NamedTuple):
@@ -42,7 +38,10 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
 
     Args:
         folder: a checkpoint that is complete.
-        facts: JSON values to store with it; `world_size` is needed to verify it.
+        facts: JSON values to store with it, "step" and "world_size" among them.
+
+    Raises:
+        CheckpointError: if it lacks a file that resuming needs.
     """
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -50,8 +49,10 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
             _sync(path)
             name = path.relative_to(folder).as_posix()
             files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    content = {"format": _FORMAT, **facts, "files": files}
+    _check_files(content)
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"format": _FORMAT, **facts, "files": files}, indent=2) + "\n")
+    manifest.write_text(_rendered(content))
     _sync(manifest)
     _sync(folder)
 
@@ -68,22 +69,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint.
 
     Raises:
-        CheckpointError: if it has none that can be read.
+        CheckpointError: if it has none that is whole.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        text = (folder / MANIFEST).read_text()
+        manifest = json.loads(text)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"it has no {MANIFEST}, so it is incomplete, or another program wrote it"
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"its {MANIFEST} cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise CheckpointError(f"its {MANIFEST} lists no files")
-    if manifest.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"its {MANIFEST} has format {manifest.get('format')!r}; this version reads {_FORMAT}"
-        )
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise CheckpointError(f"its {MANIFEST} has format {found!r}; this version reads {_FORMAT}")
+    manifest.pop("sha256", None)
+    if text != _rendered(manifest):
+        raise CheckpointError(f"its {MANIFEST} has changed since it was written")
     return manifest
 
 
@@ -94,25 +96,38 @@ def verify(folder: Path) -> dict[str, Any]:
         CheckpointError: if a file is missing, changed, or not listed though resuming would read it.
     """
     manifest = read_manifest(folder)
-    files = manifest["files"]
-    world_size = int(manifest.get("world_size", 1))
-    ranks = [f"rng_state_{r}.pth" for r in range(world_size)]
-    for name in (*_NEEDED, *(ranks if world_size > 1 else ["rng_state.pth"])):
-        if name not in files:
-            raise CheckpointError(f"it holds no {name}, which resuming needs")
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _LOADED and path.name not in files:
-            raise CheckpointError(f"its {MANIFEST} does not list {path.name}")
-    for name, stored in files.items():
-        path = folder / name
-        if not path.is_file() or folder.resolve() not in path.resolve().parents:
-            raise CheckpointError(f"its {name} is missing")
-        size = path.stat().st_size
-        if size != stored["bytes"]:
-            raise CheckpointError(f"its {name} has {size} bytes instead of {stored['bytes']}")
-        if _sha256(path) != stored["sha256"]:
-            raise CheckpointError(f"its {name} has changed since it was written")
+    try:
+        _check_files(manifest)
+        for path in sorted(folder.iterdir()):
+            if path.suffix in _LOADED and path.name not in manifest["files"]:
+                raise CheckpointError(f"its {MANIFEST} does not list {path.name}")
+        for name, stored in manifest["files"].items():
+            _verify_file(folder, name, stored)
+    except (LookupError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(f"it cannot be read: {error!r}") from error
+    if _NAME.fullmatch(folder.name) and step_of(folder) != manifest["step"]:
+        raise CheckpointError(f"it is that of step {manifest['step']}, whatever its name")
     return manifest
+
+
+def _check_files(manifest: Mapping[str, Any]) -> None:
+    """Refuse a manifest without a file that resuming needs."""
+    ranks = range(manifest["world_size"])
+    random = [f"rng_state_{r}.pth" for r in ranks] if len(ranks) > 1 else ["rng_state.pth"]
+    for name in (*_NEEDED, *random):
+        if name not in manifest["files"]:
+            raise CheckpointError(f"it holds no {name}, which resuming needs")
+
+
+def _verify_file(folder: Path, name: str, stored: Mapping[str, Any]) -> None:
+    path = folder / name
+    if not path.is_file() or folder.resolve() not in path.resolve().parents:
+        raise CheckpointError(f"its {name} is missing")
+    size = path.stat().st_size
+    if size != stored["bytes"]:
+        raise CheckpointError(f"its {name} has {size} bytes instead of {stored['bytes']}")
+    if _sha256(path) != stored["sha256"]:
+        raise CheckpointError(f"its {name} has changed since it was written")
 
 
 def find_checkpoints(run_folder: Path) -> FoundCheckpoints:
@@ -143,12 +158,18 @@ def step_of(folder: Path) -> int:
     return int(match[1])
 
 
-def rotate(run_folder: Path, limit: int | None, best: str | None = None) -> None:
-    """Delete the oldest checkpoints until `limit` are left; never the newest nor the best."""
+def rotate(newest: Path, limit: int | None, best: str | None = None) -> None:
+    """Delete the oldest checkpoints of a run until `limit` are left.
+
+    Args:
+        newest: the one just written; it is kept.
+        limit: how many are left; None or 0 for all.
+        best: another one that is kept.
+    """
     if limit is None or limit <= 0:
         return
-    folders = checkpoints_by_step(run_folder)
-    kept = {folders[-1].name} | ({Path(best).name} if best else set())
+    folders = checkpoints_by_step(newest.parent)
+    kept = {newest.name} | ({Path(best).name} if best else set())
     surplus = len(folders) - max(limit, len(kept))
     for folder in [folder for folder in folders if folder.name not in kept][: max(0, surplus)]:
         _throw_away(folder)
@@ -156,7 +177,7 @@ def rotate(run_folder: Path, limit: int | None, best: str | None = None) -> None
 
 def set_aside(folder: Path) -> Path:
     """Rename a checkpoint so that it is kept, but neither resumed from nor rotated."""
-    aside = folder.with_name(ASIDE + folder.name)
+    aside = folder.with_name(_ASIDE + folder.name)
     if aside.exists():
         _throw_away(aside)
     return folder.rename(aside)
@@ -164,7 +185,7 @@ def set_aside(folder: Path) -> Path:
 
 def clear_unfinished(run_folder: Path) -> None:
     """Delete what a killed process has left half written or half deleted."""
-    for name in (STAGING, TRASH):
+    for name in (STAGING, _TRASH):
         shutil.rmtree(run_folder / name, ignore_errors=True)
 
 
@@ -194,11 +215,17 @@ def move_into(staged: Path, folder: Path) -> None:
 
 def _throw_away(folder: Path) -> None:
     """Rename first: a folder that is half deleted must not look like a checkpoint."""
-    trash = folder.parent / TRASH
+    trash = folder.parent / _TRASH
     shutil.rmtree(trash, ignore_errors=True)
     trash.mkdir()
     folder.rename(trash / folder.name)
     shutil.rmtree(trash, ignore_errors=True)
+
+
+def _rendered(content: Mapping[str, Any]) -> str:
+    """Return a manifest, with a digest of itself."""
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, "sha256": digest}, indent=2) + "\n"
 
 
 def _sha256(path: Path) -> str:

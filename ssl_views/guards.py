@@ -32,7 +32,8 @@ def check_weights(model: nn.Module, step: int) -> None:
         if not torch.isfinite(tensor).all():
             raise NonFiniteError(
                 f"what is saved must be finite; at step {step}, {name} is not. Nothing was "
-                "written: resume from the last checkpoint with a lower learning_rate."
+                "written: resume from the last checkpoint with a lower learning_rate and "
+                "allow_changed_run."
             )
 
 
@@ -47,7 +48,7 @@ def is_finite(loss: Tensor, model: nn.Module | None) -> bool:
 
 def non_finite_message(
     *, step: int, rank: int, loss: Tensor, terms: Mapping[str, Tensor], views: Sequence[Tensor],
-    indices: Tensor | None,
+    indices: Tensor | None, spoilt: bool,
 ) -> str:  # fmt: skip
     """Return what is known about a step whose loss or gradient is not finite.
 
@@ -58,6 +59,7 @@ def non_finite_message(
         terms: of the loss.
         views: the batch of this process, (B, V, C, S, S) each.
         indices: (B,) of its images, where known.
+        spoilt: whether running statistics of the model are not finite.
     """
     bad = torch.zeros(len(views[0]), dtype=torch.bool)
     for x in views:
@@ -77,6 +79,8 @@ def non_finite_message(
     else:
         where = f"its pixels are finite; the images have {kind} {listed}"
         advice = "Lower learning_rate, lengthen warmup_steps, or train without bf16/fp16."
+    if spoilt:
+        advice += " (Running statistics are spoilt, so that the step cannot be left out.)"
     return (
         f"loss and gradients must be finite; at step {step} the loss is {float(loss):.4g} "
         f"({values}). Process {rank}: {where}. No step was taken; the last checkpoint is intact. "
@@ -91,17 +95,17 @@ def embedding_statistics(embeddings: Tensor) -> Tensor:
         embeddings: (B, D), of one view; at most 256 rows are looked at.
 
     Returns:
-        (3,) float64: the root of the mean variance of a dimension; that divided by the root mean
-        square, 0 for a constant and 1 for centred embeddings; and RankMe of the centred
+        (3,) float64, on the CPU: the root of the mean variance of a dimension; that divided by the
+        root mean square, 0 for a constant and 1 for centred embeddings; and RankMe of the centred
         embeddings.
     """
-    z = embeddings[:_ROWS].double()
+    z = embeddings[:_ROWS].float().cpu().double()  # some devices have no float64
     centred = z - z.mean(0)
     std = centred.square().mean().sqrt()
     size = z.square().mean().sqrt()
     spread = std / size.clamp_min(torch.finfo(torch.float64).tiny)
-    rank = torch.tensor(centred_effective_rank(z.cpu()), dtype=torch.float64)
-    return torch.stack([std.cpu(), spread.cpu(), rank])
+    rank = torch.tensor(centred_effective_rank(z), dtype=torch.float64)
+    return torch.stack([std, spread, rank])
 
 
 class CollapseWatch:

@@ -1,6 +1,8 @@
 """A Trainer whose checkpoints survive a kill, and whose runs continue as if there had been none."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,16 +11,18 @@ import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ssl_views import checkpoints
 from ssl_views.callbacks import no_progress_bars
-from ssl_views.checkpoints import CheckpointError, ResumeError
+from ssl_views.checkpoints import CheckpointError
 from ssl_views.guards import check_weights
-from ssl_views.run_record import describe_data, differences, run_record
-from ssl_views.termination import TERMINATED, TerminationCallback
+from ssl_views.resuming import ResumeError, choose_checkpoint
+from ssl_views.run_record import describe_data, run_record
+from ssl_views.termination import TERMINATED, Terminated, TerminationCallback
 from ssl_views.training_args import SSLViewsTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -41,7 +45,7 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._staged: str | None = None
-        self._chosen: Path | None = None
+        self._chosen: Path | None = None  # from choose_checkpoint until train
         self._termination = TerminationCallback()
         self.add_callback(self._termination)
 
@@ -68,20 +72,28 @@ class ResumableTrainer(Trainer):
             folder = self.choose_checkpoint(resume_from_checkpoint)
         self._chosen = None
         if folder is not None and self._is_finished(folder):
-            logger.warning("%s has reached the last step: nothing to train.", folder)
-            self._load_from_checkpoint(str(folder))
-            self.state = TrainerState.load_from_json(str(folder / _STATE))
-            return TrainOutput(self.state.global_step, 0.0, {})
-        with self._termination.listening():
-            output = super().train(folder and str(folder), *args, **kwargs)
-        if self._termination.stopped:
+            return self._load_finished(folder)
+        try:
+            with self._termination.listening():
+                return super().train(folder and str(folder), *args, **kwargs)
+        except Terminated:
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
             logger.warning(
                 "Terminated: step %d is saved in %s. The same command resumes there.",
                 self.state.global_step,
                 self.args.output_dir,
             )
-            raise SystemExit(TERMINATED)
-        return output
+            raise SystemExit(TERMINATED) from None
+
+    def _load_finished(self, folder: Path) -> TrainOutput:
+        """Leave the model as the end of a run does."""
+        logger.warning("%s has reached the last step: nothing to train.", folder)
+        self._load_from_checkpoint(str(folder))
+        self.state = TrainerState.load_from_json(str(folder / _STATE))
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():
+            self._load_best_model()
+        return TrainOutput(self.state.global_step, 0.0, {})
 
     def choose_checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
         """Return the checkpoint that `train(wanted)` resumes from, or None for a new run.
@@ -101,45 +113,14 @@ class ResumableTrainer(Trainer):
         return self._chosen
 
     def _choose(self, wanted: str | Path | bool | None) -> Path | None:
-        run_folder = Path(str(self.args.output_dir))
-        checkpoints.clear_unfinished(run_folder)
-        if wanted is None or wanted is False:
-            if checkpoints.checkpoints_by_step(run_folder):
-                raise ResumeError(
-                    f"a new run must not write over the checkpoints of another; {run_folder} holds "
-                    f"{_names(checkpoints.checkpoints_by_step(run_folder))}. Resume "
-                    "(resume_from_checkpoint='auto'), choose another output_dir, or delete them."
-                )
-            return None
-        if wanted in (True, "auto"):
-            found = checkpoints.find_checkpoints(run_folder)
-            if found.newest is None and wanted is True:
-                reasons = [f"{folder.name}: {reason}" for folder, reason in found.skipped.items()]
-                raise ResumeError(
-                    f"{run_folder} holds no checkpoint that can be resumed from "
-                    f"({'; '.join(reasons) or 'none at all'}). Leave resume_from_checkpoint out to "
-                    "start a new run."
-                )
-            if found.newest is not None:
-                self._check_same_run(found.newest, checkpoints.read_manifest(found.newest))
-            for folder, reason in found.skipped.items():
-                aside = checkpoints.set_aside(folder)
-                logger.warning("Skipped %s: %s. It is now %s.", folder.name, reason, aside.name)
-            return found.newest
-        folder = Path(str(wanted))
-        try:
-            manifest = checkpoints.verify(folder)
-        except CheckpointError as error:
-            raise ResumeError(
-                f"{folder} cannot be resumed from: {error}. Resume from an older one; to start a "
-                "new run with its weights alone, use SSLViewsForPreTraining.from_pretrained."
-            ) from error
-        self._check_same_run(folder, manifest)
-        if folder.resolve().parent == run_folder.resolve():
-            for newer in checkpoints.checkpoints_by_step(run_folder):
-                if checkpoints.step_of(newer) > int(manifest["step"]):
-                    logger.warning("%s is now %s.", newer.name, checkpoints.set_aside(newer).name)
-        return folder
+        """Choose, on the process that writes checkpoints."""
+        return choose_checkpoint(
+            Path(str(self.args.output_dir)),
+            wanted,
+            self._record(),
+            world_size=self.args.world_size,
+            allow_changed_run=self.args.allow_changed_run,
+        )
 
     @cached_property
     def _data(self) -> dict[str, Any]:
@@ -148,27 +129,6 @@ class ResumableTrainer(Trainer):
     def _record(self) -> dict[str, Any]:
         config = self.accelerator.unwrap_model(self.model).config
         return run_record(self.args, config, self._data, self.data_collator)
-
-    def _check_same_run(self, folder: Path, manifest: dict[str, Any]) -> None:
-        lines = differences(manifest["run"], self._record())
-        listed = "".join(f"\n  {line}" for line in lines)
-        if lines and not self.args.allow_changed_run:
-            raise ResumeError(
-                f"a resumed run must be the run that was started; since {folder} was written, "
-                f"these have changed:{listed}\nUndo the changes, choose another output_dir, or set "
-                "allow_changed_run."
-            )
-        if lines:
-            logger.warning("The run has changed since %s was written:%s", folder, listed)
-        if manifest["world_size"] != self.args.world_size:
-            logger.warning(
-                "%s was written by %d processes, now there are %d: images, order and views are the "
-                "same, sums differ by rounding, and dropout differs.",
-                folder,
-                manifest["world_size"],
-                self.args.world_size,
-            )
-        logger.warning("Resuming from %s.", folder)
 
     def _is_finished(self, folder: Path) -> bool:
         """Return whether no step is left; the Trainer would take one more."""
@@ -194,10 +154,25 @@ class ResumableTrainer(Trainer):
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         self._staged = str(run_folder / checkpoints.STAGING)
         try:
-            super()._save_checkpoint(model, trial, *args, **kwargs)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self._publish(run_folder, name, limit)
+            with self._explaining(run_folder, name, num_bytes):
+                super()._save_checkpoint(model, trial, *args, **kwargs)
+        finally:
+            self._staged, self.args.save_total_limit = None, limit
+        self.accelerator.wait_for_everyone()
+        if self.state.best_global_step:  # the Trainer names a folder that will be renamed
+            best = run_folder / f"checkpoint-{self.state.best_global_step}"
+            exists = best.is_dir() or best.name == name
+            self.state.best_model_checkpoint = str(best) if exists else None
+        if self.args.should_save:
+            with self._explaining(run_folder, name, num_bytes):
+                self._publish(run_folder, name)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _explaining(self, run_folder: Path, name: str, num_bytes: int) -> Iterator[None]:
+        """Say what could not be written, and make room again."""
+        try:
+            yield
         except (OSError, SafetensorError, RuntimeError) as error:
             if self.args.should_save:
                 checkpoints.clear_unfinished(run_folder)  # it may have filled the disk
@@ -206,17 +181,10 @@ class ResumableTrainer(Trainer):
                 f"{num_bytes:,} bytes. Older checkpoints are kept, and the same command resumes "
                 "once it can be written."
             ) from error
-        finally:
-            self._staged, self.args.save_total_limit = None, limit
-        self.accelerator.wait_for_everyone()
 
-    def _publish(self, run_folder: Path, name: str, limit: int | None) -> None:
+    def _publish(self, run_folder: Path, name: str) -> None:
         staged = run_folder / checkpoints.STAGING / name
-        if self.state.best_global_step:  # the Trainer names a folder that will be renamed
-            best = run_folder / f"checkpoint-{self.state.best_global_step}"
-            exists = best.is_dir() or best.name == name
-            self.state.best_model_checkpoint = str(best) if exists else None
-            self.state.save_to_json(str(staged / _STATE))
+        self.state.save_to_json(str(staged / _STATE))
         facts = {
             "step": self.state.global_step,
             "world_size": self.args.world_size,
@@ -226,7 +194,26 @@ class ResumableTrainer(Trainer):
         checkpoints.seal(staged, facts)
         checkpoints.publish(staged, run_folder / name)
         checkpoints.clear_unfinished(run_folder)
-        checkpoints.rotate(run_folder, limit, self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint
+        checkpoints.rotate(run_folder / name, self.args.save_total_limit, best)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load their states; the numbers of a run that was changed are those of its arguments."""
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        groups = self.optimizer.param_groups
+        given = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        rates = list(getattr(scheduler, "base_lrs", ()))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self.args.allow_changed_run:
+            return
+        for group, values in zip(self.optimizer.param_groups, given, strict=True):
+            group.update({name: value for name, value in values.items() if name != "lr"})
+        if isinstance(scheduler, LambdaLR):
+            scheduler.base_lrs = rates
+            factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+            scheduler._last_lr = [r * f for r, f in zip(rates, factors, strict=True)]
+            for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr, strict=True):
+                group["lr"] = rate
 
     def _checkpoint_bytes(self) -> int:
         """Return about how much a checkpoint takes."""
@@ -259,8 +246,3 @@ class ResumableTrainer(Trainer):
             "a run folder must not be uploaded as it is, for it holds more than the model. Use "
             "trainer.model.push_to_hub('user/name'), which uploads weights and configuration."
         )
-
-
-def _names(folders: list[Path]) -> str:
-    names = [folder.name for folder in folders]
-    return ", ".join(names if len(names) <= 4 else [*names[:2], "...", names[-1]])

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from inspect import signature
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,16 @@ import numpy as np
 from ssl_views.configuration_ssl_views import SSLViewsConfig
 from ssl_views.data.collator import MultiViewCollator
 from ssl_views.data.dataset import MultiViewDataset
+from ssl_views.data.image_limits import BadImage
+from ssl_views.data.image_roots import readable_path
 from ssl_views.training_args import SSLViewsTrainingArguments
 
 _LOOK_AT = 256
-_OPTIMIZER = (
-    "learning_rate", "weight_decay", "optim", "lars", "lr_scheduler_type", "warmup_steps",
-    "max_grad_norm", "max_steps", "num_train_epochs",
+_TRAINING = (
+    "max_steps", "num_train_epochs", "gradient_accumulation_steps", "micro_batch_size",
+    "sync_batchnorm", "bf16", "fp16", "tf32", "data_seed", "dataloader_drop_last",
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm",
+    "weight_decay", "optim", "optim_args", "lars", "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
 _MODEL = [name for name in signature(SSLViewsConfig).parameters if name != "kwargs"]
 
@@ -39,12 +43,13 @@ def run_record(
     record: dict[str, Any] = {
         "seed": args.seed,
         "images_per_step": accumulated * args.world_size,
-        "training": {name: getattr(args, name) for name in _OPTIMIZER},
+        "training": {name: getattr(args, name, None) for name in _TRAINING},
         "model": {name: getattr(config, name) for name in _MODEL},
         "data": data,
     }
     if isinstance(collator, MultiViewCollator):
-        record["views"] = {"seed": collator.seed, **asdict(collator.recipe)}
+        views = {"seed": collator.seed, "dtype": str(collator.dtype), **asdict(collator.recipe)}
+        record["views"] = views
         record["limits"] = asdict(collator.limits)
     return dict(json.loads(json.dumps(record, default=str)))
 
@@ -61,7 +66,8 @@ def describe_data(dataset: Any) -> dict[str, Any]:
         return {"images": count}
     rows = sorted({int(row) for row in np.linspace(0, count - 1, min(count, _LOOK_AT))})
     digest = hashlib.sha256()
-    for value, index in zip(*dataset.read(rows), strict=True):
+    for row in rows:  # one by one: encoded images may be large
+        (value,), (index,) = dataset.read([row])
         digest.update(f"{index}:".encode())
         digest.update(_content(value))
     return {"images": count, "sha256": digest.hexdigest()}
@@ -84,9 +90,12 @@ def _content(value: Any) -> bytes:
     if isinstance(value, Mapping):
         if value.get("bytes") is not None:
             return bytes(value["bytes"])
-        path = Path(str(value.get("path")))
-        size = path.stat().st_size if path.is_file() else -1
-        return f"{path.name}:{size}".encode()
+        path = str(value.get("path"))
+        try:
+            size = readable_path(path).stat().st_size
+        except (BadImage, OSError):
+            size = -1
+        return f"{PurePath(path).name}:{size}".encode(errors="surrogateescape")
     if value is None or isinstance(value, bytes):
         return value or b""
     array = np.asarray(value)

@@ -13,21 +13,25 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 TERMINATED = 75  # the exit code of sysexits.h for "try again later"
 
 
+class Terminated(Exception):
+    """The checkpoint is written, and training must not go on."""
+
+
 class TerminationCallback(TrainerCallback):
     """Saves and stops at the end of the step in which a process was told to terminate.
 
     Attributes:
-        told: whether this process was told.
-        stopped: whether the run was stopped.
+        told: this process was told.
+        stopping: all processes know, and will stop when the checkpoint is written.
     """
 
     def __init__(self) -> None:
-        self.told = self.stopped = False
+        self.told = self.stopping = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Listen for SIGTERM; only the main thread of a process can."""
-        self.told = self.stopped = False
+        self.told = self.stopping = False
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -45,17 +49,17 @@ class TerminationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop all processes at the same step, whichever was told."""
-        self.stopped = self.told
+        self.stopping = self.told
         if args.world_size > 1:
             told = torch.tensor(float(self.told), device=args.device)
-            self.stopped = bool(reduce(told, reduction="sum").item())
-        if self.stopped:
-            control.should_save = control.should_training_stop = True
+            self.stopping = bool(reduce(told, reduction="sum").item())
+        if self.stopping:
+            control.should_save = True
             control.should_evaluate = False
 
-    def on_epoch_end(
+    def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Do nothing more, whatever is due at the end of an epoch."""
-        if self.stopped:
-            control.should_save = control.should_evaluate = False
+        """Leave training, before it cleans up as if it had come to its end."""
+        if self.stopping:
+            raise Terminated

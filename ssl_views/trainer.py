@@ -5,6 +5,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
@@ -49,6 +50,9 @@ class SSLViewsTrainer(WatchedTrainer):
             reported.
         kwargs: of `transformers.Trainer`.
 
+    Attributes:
+        bad_images: list of the training images that could not be used, see `args.on_bad`.
+
     Raises:
         ValueError: if a batch is larger than the data set, or several GPUs are in one process.
     """
@@ -81,7 +85,7 @@ class SSLViewsTrainer(WatchedTrainer):
             self.add_callback(ProgressBar())
         ours = isinstance(self.data_collator, MultiViewCollator)
         self._threads = args.view_threads if ours and args.dataloader_num_workers == 0 else 0
-        self._bad_images = self._watch_images() if ours else None
+        self.bad_images = self._watch_images() if ours else None
         if args.render_on_device and not self._threads:
             raise ValueError(
                 "render_on_device needs a MultiViewCollator; got "
@@ -100,8 +104,13 @@ class SSLViewsTrainer(WatchedTrainer):
         """Make the collator name the images of a batch, and replace and list bad ones."""
         self.data_collator = copy(self.data_collator)
         self.data_collator.keep_indices = True
-        if self.args.on_bad == "raise" or self.data_collator.bad_images is not None:
-            return self.data_collator.bad_images
+        if self.data_collator.bad_images is not None:
+            raise ValueError(
+                "the Trainer keeps the list of bad images; got a collator with bad_images. Leave "
+                "them out, and set on_bad."
+            )
+        if self.args.on_bad == "raise":
+            return None
         seen = self.args.max_steps * self.args.train_batch_size * self.args.world_size
         sized = isinstance(self.train_dataset, Sized)
         most = most_bad(len(self.train_dataset) if sized else seen)
@@ -122,13 +131,18 @@ class SSLViewsTrainer(WatchedTrainer):
 
     def get_train_dataloader(self) -> Any:
         """Return the loader of the training set; of items only, where threads render them."""
-        if not self._threads:
-            return super().get_train_dataloader()
-        collator, self.data_collator = self.data_collator, MultiViewLoader.items
+        collator = self.data_collator
+        if self._threads:
+            self.data_collator = MultiViewLoader.items
         try:
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
         finally:
             self.data_collator = collator
+        # Iterators draw seeds for workers; a resumed run makes more of them, and must not thereby
+        # change the numbers that dropout gets.
+        seeds = torch.Generator().manual_seed(self.args.seed)
+        getattr(loader, "base_dataloader", loader).generator = seeds
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any
@@ -157,11 +171,11 @@ class SSLViewsTrainer(WatchedTrainer):
         finally:
             self._stop_threads()
 
-    def choose_checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
+    def _choose(self, wanted: str | Path | bool | None) -> Path | None:
         """Choose a checkpoint; a new run starts a new list of bad images."""
-        folder = super().choose_checkpoint(wanted)
-        if folder is None and self._bad_images is not None and self.is_world_process_zero():
-            self._bad_images.clear()
+        folder = super()._choose(wanted)
+        if folder is None and self.bad_images is not None:
+            self.bad_images.clear()
         return folder
 
     def _stop_threads(self) -> None:
@@ -195,8 +209,8 @@ class SSLViewsTrainer(WatchedTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the number of images that could not be used."""
-        if "loss" in logs and self._bad_images:
-            logs["bad_images"] = len(self._bad_images)
+        if "loss" in logs and self.bad_images:
+            logs["bad_images"] = len(self.bad_images)
         super().log(logs, start_time)
 
     def evaluation_loop(

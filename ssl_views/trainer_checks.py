@@ -33,7 +33,14 @@ def check_processes(args: SSLViewsTrainingArguments) -> None:
     if args.n_gpu > 1:
         raise ValueError(
             "one process must use one GPU, or the loss would see a part of the batch only; got "
-            f"{args.n_gpu}. Start with torchrun --nproc_per_node {args.n_gpu} -m ssl_views ..."
+            f"{args.n_gpu}. Start with torchrun --nproc_per_node {args.n_gpu} -m ssl_views ..., or "
+            "choose one with CUDA_VISIBLE_DEVICES=0."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) != args.world_size:
+        raise ValueError(
+            "processes that are started together must train together; WORLD_SIZE is "
+            f"{os.environ['WORLD_SIZE']}, and the arguments make it {args.world_size}. Set use_cpu "
+            "where processes have no GPU of their own."
         )
     # accelerate names the place where its processes meet only if it was asked for several.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ

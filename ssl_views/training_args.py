@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,6 +16,16 @@ def _default_threads() -> int:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(16, (usable or 1) // processes))
+
+
+_REFUSED = {
+    "auto_find_batch_size": "The loss depends on the batch: set micro_batch_size to what fits.",
+    "deepspeed": "Checkpoints would be written in parts that cannot be verified: use torchrun.",
+    "enable_jit_checkpoint": "SIGTERM saves and exits with code 75 without it.",
+    "fsdp": "Checkpoints would be written in parts that cannot be verified: use torchrun.",
+    "ignore_data_skip": "A resumed run goes on with the images that are due.",
+    "save_only_model": "Checkpoints without the optimizer cannot be resumed from.",
+}
 
 
 @dataclass
@@ -204,17 +215,29 @@ class SSLViewsTrainingArguments(TrainingArguments):
                 f"max_skipped_steps must be at least 0; got {self.max_skipped_steps}. 0 stops at "
                 "the first step that is not finite."
             )
+        for name, reason in _REFUSED.items():
+            if getattr(self, name, None):
+                raise ValueError(f"{name} must be left out; got {getattr(self, name)!r}. {reason}")
         if self.hub_token is not None or self.push_to_hub:
             raise ValueError(
                 "tokens do not belong into arguments, which are written to files, and a run folder "
                 "is not uploaded; got hub_token or push_to_hub. Log in with `hf auth login` or set "
                 "HF_TOKEN, and call model.push_to_hub('user/name') after training."
             )
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers allows bf16 without a GPU only if told so
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else transformers takes several processes for one, and bf16 ill
+        if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            self._meet()
         if self.accelerator_config is None:
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
+
+    def _meet(self) -> None:
+        """Make the process group: for CPUs, transformers would forget the time-out."""
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group(
+                self.ddp_backend or "gloo", timeout=timedelta(seconds=self.ddp_timeout)
+            )
 
     def check_accumulation(self) -> None:
         """Refuse gradient accumulation; accelerate's own arguments can set it after the fact."""

@@ -8,6 +8,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ssl_views.data.collator import GROUP_NAMES
 from ssl_views.guards import (
     CollapseError,
     CollapseWatch,
@@ -21,6 +22,7 @@ from ssl_views.resumable_trainer import ResumableTrainer
 logger = logging.get_logger(__name__)
 
 INDICES = "indices"
+_MOST_OVERFLOWS = 64  # in a row: the scale of fp16 has long been at its least
 
 
 class Means:
@@ -55,10 +57,11 @@ class WatchedTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.train_terms, self.eval_terms = Means(), Means()
         self._terms: Mapping[str, Tensor] = {}
-        self._embeddings: Tensor | None = None
+        self._embeddings: Tensor | None = None  # of the last step that was finite
+        self._new_embeddings: Tensor | None = None
         self._collapse: CollapseWatch | None = None
         self._last_loss: Tensor | None = None
-        self._skipped_steps = 0
+        self._skipped_steps = self._overflows = 0
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device, without what the model does not take."""
@@ -81,7 +84,7 @@ class WatchedTrainer(ResumableTrainer):
 
     def keep(self, terms: Mapping[str, Tensor], embeddings: Tensor) -> None:
         """Keep the terms and the embeddings (V, B, D) of a training step for the next log."""
-        self._terms, self._embeddings = terms, embeddings[0].detach()
+        self._terms, self._new_embeddings = terms, embeddings[0].detach()
 
     def forward_backward(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any
@@ -100,27 +103,30 @@ class WatchedTrainer(ResumableTrainer):
         loss = self.forward_backward(model, inputs, num_items_in_batch)
         # fp16 scales the loss until gradients overflow, and leaves such steps out itself.
         scaled = getattr(self.accelerator, "scaler", None) is not None
-        if is_finite(loss, None if scaled else model):
+        overflowed = scaled and self.accelerator.optimizer_step_was_skipped
+        self._overflows = self._overflows + 1 if overflowed else 0
+        if is_finite(loss, None if scaled else model) and self._overflows < _MOST_OVERFLOWS:
             self.train_terms.add(self._terms)
-            self._last_loss = loss
+            self._embeddings, self._last_loss = self._new_embeddings, loss
             return loss
-        buffers_are_finite = all(torch.isfinite(buffer).all() for buffer in model.buffers())
-        allowed = self._skipped_steps < self.args.max_skipped_steps and buffers_are_finite
-        if not allowed or self._last_loss is None:
-            views = [x for name, x in inputs.items() if name != INDICES]
+        spoilt = not all(torch.isfinite(buffer).all() for buffer in model.buffers())
+        allowed = self._skipped_steps < self.args.max_skipped_steps and not self._overflows
+        if not allowed or spoilt or self._last_loss is None:
             raise NonFiniteError(
                 non_finite_message(
                     step=self.state.global_step + 1,
                     rank=self.args.process_index,
                     loss=loss,
                     terms=self._terms,
-                    views=views,
+                    views=[inputs[name] for name in GROUP_NAMES if name in inputs],
                     indices=inputs.get(INDICES),
+                    spoilt=spoilt,
                 )
             )
         self._skipped_steps += 1
-        for parameter in model.parameters():
-            parameter.grad = None
+        if not scaled:
+            for parameter in model.parameters():
+                parameter.grad = None
         return self._last_loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -134,8 +140,8 @@ class WatchedTrainer(ResumableTrainer):
         super().log(logs, start_time)
 
     def _watch(self, logs: dict[str, float], embeddings: Tensor) -> None:
-        """Add statistics of the embeddings to the log, the same on all processes."""
-        statistics = embedding_statistics(embeddings).to(self.args.device)
+        """Add statistics of the embeddings to the log, their means over all processes."""
+        statistics = embedding_statistics(embeddings).float().to(self.args.device)
         std, spread, rank = reduce(statistics, reduction="mean").tolist()
         logs.update({"embedding_std": std, "embedding_effective_rank": rank})
         if self._collapse is None:

@@ -50,6 +50,7 @@ FLOORS = [
         "micro_batches",
         "plots",
         "resumable_trainer",
+        "resuming",
         "run_record",
         "termination",
         "timm_task",

@@ -213,7 +213,10 @@ def test_a_cache_changes_no_weight(capsys, trained_run, tmp_path, cache):
             ["pretrain", "--num_vews", "4"],
             "has no argument '--num_vews'. Did you mean '--num_views'",
         ),
-        (["pretrain", "--resume_from_checkpoint", "true"], "holds no checkpoint that can be resumed from"),
+        (
+            ["pretrain", "--resume_from_checkpoint", "true"],
+            "holds no checkpoint that can be resumed from",
+        ),
         (
             ["pretrain", "--streaming", "--max_steps", "2", "--test_split", "a"],
             "test_split would be ignored",
@@ -271,7 +274,7 @@ def test_preview_leaves_bad_images_out(capsys, tmp_path, image_folder):
     (broken,) = break_images(image_folder, 1)
     code, out, _ = run(capsys, *words, "--output", tmp_path / "v.png")
     assert code == 0
-    assert f"1 of 3 images cannot be used and are left out: image 1 ({broken}): the bytes" in out
+    assert f"1 of 3 images cannot be used and are left out:\n  image 1 ({broken}): the bytes" in out
     assert "2 images, 4 views per image" in out
     with Image.open(tmp_path / "whole.png") as whole, Image.open(tmp_path / "v.png") as picture:
         whole, picture = np.asarray(whole), np.asarray(picture)

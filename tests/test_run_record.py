@@ -70,6 +70,14 @@ class TestData:
         assert first != second
         assert first == describe_data(MultiViewDataset([{"image": images[0]}]))
 
+    def test_files_that_may_not_be_read_are_not_looked_at(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(b"12345")
+        paths = [str(tmp_path / "a.png"), "x" * 5000, "/proc/1/root/\udce4.png", "//server/a.png"]
+        rows = [{"image": {"bytes": None, "path": path}} for path in paths]
+        before = describe_data(MultiViewDataset(rows))
+        (tmp_path / "a.png").write_bytes(b"longer than before")
+        assert describe_data(MultiViewDataset(rows)) == before
+
     def test_what_is_known_of_other_data(self):
         assert describe_data([1, 2, 3]) == {"images": 3}
         assert describe_data(iter([1])) == {"stream": True}

@@ -2,6 +2,9 @@
 
 import importlib
 import sys
+import warnings
+
+from PIL import Image
 
 from ssl_views.naming import did_you_mean
 
@@ -27,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
             f"ssl-views: no command {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}\n{usage}\n"
         )
         return 2
+    # Images above Pillow's limit become bad images, so there is nothing to warn of.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     try:
         importlib.import_module(f"ssl_views.cli.{argv[0]}").run(argv[1:])
     except (ValueError, RuntimeError) as error:

@@ -40,6 +40,7 @@ class DataArguments:
     allow_remote_images: bool = flag(False, "Fetch images that rows name by address.")
     min_image_side: int = flag(LIMITS.min_side, "Least height and width of an image.")
     max_image_pixels: int = flag(LIMITS.max_pixels, "Most pixels of an image.")
+    max_image_bytes: int = flag(LIMITS.max_bytes, "Most bytes of an image file.")
 
 
 @dataclass

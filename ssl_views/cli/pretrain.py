@@ -99,6 +99,8 @@ def run(argv: list[str]) -> None:
         output_dir = Path(str(args.output_dir))
         trainer.save_model(str(output_dir))
         say(f"saved to {output_dir}")
+        if trainer.bad_images:
+            say(f"{len(trainer.bad_images)} images could not be used: {trainer.bad_images.path}")
         if comparison:
             comparison.report(model.ssl_views, output_dir)
         say("\nNext:")

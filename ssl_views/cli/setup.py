@@ -46,7 +46,11 @@ def image_limits(data: DataArguments) -> ImageLimits:
     """Return which images are used, and allow those below --image_root."""
     if data.image_root is not None:
         allow_images_below(data.image_root)
-    return ImageLimits(min_side=data.min_image_side, max_pixels=data.max_image_pixels)
+    return ImageLimits(
+        min_side=data.min_image_side,
+        max_pixels=data.max_image_pixels,
+        max_bytes=data.max_image_bytes,
+    )
 
 
 def make_config(

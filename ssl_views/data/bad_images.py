@@ -44,7 +44,6 @@ class BadImages:
         self.path = None if path is None else Path(path)
         self.most = most
         self._known: set[int] = set()
-        self._last = ""
         self._offset = 0
         self._lock = threading.Lock()
 
@@ -79,7 +78,6 @@ class BadImages:
         """
         with self._lock:
             torn = self._catch_up()
-            self._last = reason
             if index not in self._known:
                 self._known.add(int(index))
                 self._write(int(index), path, reason, torn)
@@ -100,7 +98,7 @@ class BadImages:
 
     def _forget(self) -> None:
         self._known.clear()
-        self._last, self._offset = "", 0
+        self._offset = 0
 
     def _catch_up(self) -> bool:
         """Read what others have written; return whether the last line is not whole."""

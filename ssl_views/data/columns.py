@@ -58,7 +58,8 @@ def select_images(
             f"column {column!r} of {dataset} must hold images; all {len(rows):,} rows of split "
             f"{split!r} are null. The columns are {_describe(features)}: set --image_column."
         )
-    label = _find_label_column(features)
+    # Streamed rows may lack the labels that their features list.
+    label = _find_label_column(features) if stored else None
     rows = rows.select_columns([column] if label is None else [column, label])
     if column != "image":
         rows = rows.rename_column(column, "image")

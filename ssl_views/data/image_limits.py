@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
-_PIXELS_PER_BYTE = 512
 _PLAUSIBLE_PIXELS = 2**21
 
 
@@ -37,11 +36,14 @@ class ImageLimits:
         min_side: least height and width, in pixels.
         max_pixels: most pixels. (Above Pillow's own limit, raise `PIL.Image.MAX_IMAGE_PIXELS` too.)
         max_bytes: most bytes of a file.
+        max_pixels_per_byte: of a file, if it has more than 2^21 pixels: one that is nearly empty
+            costs much memory for its size.
     """
 
     min_side: int = 8
     max_pixels: int = 2**26
     max_bytes: int = 2**26
+    max_pixels_per_byte: int = 512
 
     def __post_init__(self) -> None:
         for limit in fields(self):
@@ -56,7 +58,7 @@ class ImageLimits:
         if num_bytes > self.max_bytes:
             raise BadImage(
                 f"a file must have at most {self.max_bytes:,} bytes; this one has more. "
-                "ImageLimits(max_bytes=...) sets the limit"
+                "--max_image_bytes, ImageLimits(max_bytes=...) sets the limit"
             )
 
     def check_size(self, height: int, width: int, num_bytes: int | None = None) -> None:
@@ -72,11 +74,12 @@ class ImageLimits:
                 "--max_image_pixels, ImageLimits(max_pixels=...) sets the limit"
             )
         if num_bytes is not None and height * width > max(
-            _PLAUSIBLE_PIXELS, _PIXELS_PER_BYTE * num_bytes
+            _PLAUSIBLE_PIXELS, self.max_pixels_per_byte * num_bytes
         ):
             raise BadImage(
-                f"a large image must have a byte for every {_PIXELS_PER_BYTE} pixels; got {height} "
-                f"x {width} in {num_bytes:,} bytes, which is empty or an attack"
+                f"a large image must have a byte for every {self.max_pixels_per_byte} pixels; got "
+                f"{height} x {width} in {num_bytes:,} bytes, which is nearly empty, or an attack. "
+                "ImageLimits(max_pixels_per_byte=...) sets the limit"
             )
 
 

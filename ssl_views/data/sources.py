@@ -46,7 +46,7 @@ def load_images(
 
     Returns:
         Rows {"image": encoded, "label": int, "index": int}: the label only where a column holds
-        classes; the index is the row's number in the split, and missing in a stream.
+        classes; the index is the row's number in the split. A stream has neither.
 
     Raises:
         ValueError: if the source, the split or the column does not exist, or there are no rows.
@@ -154,8 +154,11 @@ def _load(dataset: str, source: str, streaming: bool, options: dict[str, Any]) -
         ValueError,
         datasets.exceptions.DatasetGenerationError,
     ) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         raise ValueError(
-            f"{dataset!r} holds no images that can be read: {error} Point to a folder of images "
+            f"{dataset!r} holds no images that can be read: {cause} Point to a folder of images "
             "or parquet files."
         ) from error
 

@@ -169,7 +169,8 @@ def _clean_views(
 
 
 def describe_left_out(bad: Sequence[BadImage], num_images: int) -> str:
-    """Return a sentence on images that are left out, which names the first ones."""
-    named = " ".join(str(error) for error in bad[:_NAMED])
-    more = " ..." if len(bad) > _NAMED else ""
-    return f"{len(bad)} of {num_images} images cannot be used and are left out: {named}{more}"
+    """Return a line on images that are left out, and one for each of the first."""
+    lines = [f"{len(bad)} of {num_images:,} images cannot be used and are left out:"]
+    lines += [f"image {e.index}{f' ({e.path})' if e.path else ''}: {e.reason}" for e in bad]
+    more = ["..."] if len(bad) > _NAMED else []
+    return "\n  ".join(lines[: _NAMED + 1] + more)

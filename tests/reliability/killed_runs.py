@@ -31,6 +31,7 @@ import time
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 MOMENTS = (
@@ -103,8 +104,8 @@ class Fault:
             operation on until the run's end), "file_size" (no file may be longer than `num_bytes`),
             "free_space" (the disk says it has `num_bytes` left).
         rank: of the process; None for all.
-        step: of the moment at which it happens, counted from 1; with moment "load", the batch that a thread or a
-            worker process makes.
+        step: of the moment at which it happens, counted from 1; with moment "load", the number of
+            the batch in the process that makes it.
         moment: of the step, see MOMENTS.
         operation: number of the file operation at which it happens, from 1, see `operations`.
         share: of the bytes that a native write has written by then.
@@ -283,10 +284,14 @@ def survive(
     for trial in faults:
         fresh(run)
         parts = []
+        half = []
         for number, fault in enumerate(trial):
             parts.append(launch(again if number else run, fault))
+            half += _half_written(run.output)
         parts.append(launch(again))
         problems = _problems(whole, parts, trial, most_steps_lost, says)
+        if half:
+            problems.append(f"what looked like a checkpoint was none: {half}")
         if left := [x.name for x in run.output.iterdir() if x.name in ("_staging", "_trash")]:
             problems.append(f"it left {left}")
         counts.tried += 1
@@ -294,15 +299,33 @@ def survive(
         counts.most_steps_lost = max(counts.most_steps_lost, _steps_lost(parts))
         if problems:
             counts.lost += 1
-            said = "\n".join(parts[-1].log.strip().splitlines()[-6:])
+            lines = parts[-1].log.strip().splitlines()
+            said = "\n".join([line for line in lines if not line.startswith("{'")][-6:])
             counts.failures.append(f"{trial}: {'; '.join(problems)}\n{said}")
         else:
             counts.survived += 1
     return counts
 
 
+def _half_written(folder: Path) -> list:
+    """Return what is named like a checkpoint and does not verify: a fault must never leave it."""
+    from ssl_views import checkpoints
+
+    found = []
+    for path in checkpoints.checkpoints_by_step(folder):
+        try:
+            checkpoints.verify(path)
+        except checkpoints.CheckpointError as error:
+            found.append(f"{path.name}: {error}")
+    return found
+
+
 def _problems(
-    whole: Outcome, parts: Sequence[Outcome], trial: Sequence[Fault], most_steps_lost: int, says: str
+    whole: Outcome,
+    parts: Sequence[Outcome],
+    trial: Sequence[Fault],
+    most_steps_lost: int,
+    says: str,
 ) -> list:
     last = parts[-1]
     for fault, part in zip(trial, parts, strict=False):
@@ -322,7 +345,7 @@ def _problems(
 def _steps_lost(parts: Sequence[Outcome]) -> int:
     """Return how many steps were taken, and taken again."""
     lost = 0
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in pairwise(parts):
         start = after.starts[0]
         if start is not None and before.steps_done:
             lost = max(lost, before.steps_done - start)
@@ -437,7 +460,7 @@ def _serve() -> None:
             answer = _measure(job) if "measure_save" in job else _run_processes(job)
         except BaseException:  # noqa: BLE001
             answer = {"server_error": traceback.format_exc()}
-        print(json.dumps(answer), file=answers, flush=True)  # noqa: T201
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def _import_all() -> None:
@@ -822,7 +845,7 @@ class _Faults:
             folder = args[_AUDITED[event]] if _AUDITED[event] else -1
             path = os.fsdecode(args[0])
             if folder is not None and folder >= 0:  # of an open folder, as in shutil.rmtree
-                path = f"{os.readlink(f'/proc/self/fd/{folder}')}/{path}"
+                path = f"{_opened(folder)}/{path}"
             self.operation(event.split(".")[1], path)
 
     def operation(self, name: str, path) -> bool:
@@ -860,7 +883,7 @@ class _Faults:
         save_file = safetensors.torch.save_file
 
         def fsync(descriptor):
-            self.operation("fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
+            self.operation("fsync", _opened(descriptor))
             return sync(descriptor)
 
         def saved(obj, f, *args, **kwargs):
@@ -903,6 +926,11 @@ class _Faults:
         if self.fault.kind == "full":
             raise error_type(f"{DISK_FULL} (os error 28)")
         self._strike()
+
+
+def _opened(descriptor: int) -> Path:
+    """Return what file or folder a number stands for."""
+    return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
 # -------------------------------------------------------------------------------------- measure

@@ -98,7 +98,7 @@ def torchrun(folder, *flags, steps=100_000):
         folder,
         *("torch.distributed.run", "--nproc_per_node", 2),
         *("--master_addr", "127.0.0.1", "--master_port", free_port()),
-        *("-m", "ssl_views", "pretrain", "--save_steps", 5),
+        *("-m", "ssl_views", "pretrain", "--use_cpu", "true", "--save_steps", 5),
         *("--per_device_train_batch_size", 32, "--max_steps", steps, *flags),
     )
 
@@ -212,11 +212,23 @@ def test_the_other_process_of_one_that_is_killed_ends_too(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU would be used")
-@pytest.mark.parametrize("use_cpu", [True, False])
-def test_the_other_process_of_one_that_is_frozen_ends_after_the_timeout(tmp_path, use_cpu):
-    run = Run(tmp_path / "run", processes=2, args={"ddp_timeout": 4, "use_cpu": use_cpu})
+def test_the_other_process_of_one_that_is_frozen_ends_after_the_timeout(tmp_path):
+    run = Run(tmp_path / "run", processes=2, args={"ddp_timeout": 4})
     outcome = launch(run, Fault("freeze", rank=0, step=5, moment="forward"))
     assert outcome.codes[0] == -signal.SIGKILL  # by this test
     assert outcome.codes[1] > 0
     assert 4 < outcome.seconds < 15
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU this is an ordinary run")
+@pytest.mark.parametrize("backend", [None, "gloo"])
+def test_processes_that_do_not_train_together_are_refused(tmp_path, backend):
+    """Without a GPU, and without use_cpu, transformers averages no gradients."""
+    args = {"use_cpu": False, "ddp_backend": backend, "max_steps": 2, "save_strategy": "no"}
+    outcome = launch(Run(tmp_path / "run", processes=2, args=args))
+    if outcome.codes == [0, 0]:
+        first, second = (set(lines[0]["indices"]) for lines in outcome.steps)
+        assert not first & second
+        assert outcome.finals[0]["weights"] == outcome.finals[1]["weights"]
+        return
+    assert all("use_cpu" in str(error) for error in outcome.errors), outcome.errors

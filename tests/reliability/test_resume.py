@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_a_flipped_bit_in_a_manifest_is_skipped(killed, whole, place):
     data = bytearray(path.read_bytes())
     data[int(place * len(data))] ^= 1
     path.write_bytes(data)
-    assert_skipped(killed, whole, ".*MANIFEST")
+    assert_skipped(killed, whole, "its ")
 
 
 def test_a_manifest_of_another_format_is_skipped(killed, whole):
@@ -152,20 +153,23 @@ def test_a_file_that_resuming_would_read_must_be_listed(killed, whole):
     assert_skipped(killed, whole, "its MANIFEST.json does not list scaler.pt")
 
 
-def test_where_no_checkpoint_is_intact_auto_starts_anew_and_true_refuses(killed, whole):
+def test_where_no_checkpoint_is_intact_the_user_decides(killed, whole):
     run, first = killed
     for name in names(run):
         truncate(run.output / name / "model.safetensors")
-    refused = launch(run.but(resume=True))
-    assert refused.codes == [1]
-    assert re.search(
-        r"^CheckpointError: .*holds no checkpoint that can be resumed from \(checkpoint-6: its "
-        r"model.safetensors has .*; checkpoint-3: its model.safetensors has ",
-        refused.errors[0],
-    )
+    for resume in (True, "auto"):
+        refused = launch(run.but(resume=resume))
+        assert refused.codes == [1]
+        assert re.search(
+            r"^ResumeError: .*holds no checkpoint that can be resumed from \(checkpoint-6: its "
+            r"model.safetensors has .*; checkpoint-3: its model.safetensors has .*choose another ",
+            refused.errors[0],
+        )
     assert names(run) == ["checkpoint-3", "checkpoint-6"]  # nothing has happened to them
     named = launch(run.but(resume=str(run.output / "checkpoint-3")))
     assert "checkpoint-3 cannot be resumed from: its model.safetensors has" in named.errors[0]
+    for name in names(run):
+        shutil.rmtree(run.output / name)
     assert_ends_like(whole, first, launch(run), start=0)
 
 
@@ -180,7 +184,8 @@ def test_true_needs_a_checkpoint_and_auto_does_not(tmp_path, whole):
 def test_an_older_checkpoint_may_be_named(killed, whole):
     run, first = killed
     resumed = launch(run.but(resume=str(run.output / "checkpoint-3")))
-    assert "checkpoint-6 is now _unusable-checkpoint-6" in resumed.log
+    said = "Skipped checkpoint-6: checkpoint-3 was asked for. It is now _unusable-checkpoint-6."
+    assert said in resumed.log
     assert_ends_like(whole, first, resumed, start=3)
 
 
@@ -221,15 +226,7 @@ def test_checkpoints_are_deleted_by_step_whatever_their_times(killed, whole, lim
 @pytest.mark.parametrize("better", [False, True])
 def test_the_best_checkpoint_is_kept(tmp_path, better):
     """In one of the two cases the best is not the newest."""
-    best = {
-        "eval_strategy": "steps",
-        "eval_steps": 3,
-        "metric_for_best_model": "eval_loss",
-        "greater_is_better": better,
-        "load_best_model_at_end": True,
-        "save_total_limit": 1,
-    }
-    run = Run(tmp_path / "run", args=best, evaluated=True)
+    run = best_of(Run(tmp_path / "run"), better)
     whole = finish(run.but(output=tmp_path / "whole"))
     first = launch(run, Fault("kill", step=11, moment="backward"))
     state = json.loads((run.output / "checkpoint-9" / "trainer_state.json").read_text())
@@ -241,6 +238,58 @@ def test_the_best_checkpoint_is_kept(tmp_path, better):
     assert set(names(run)) == {"checkpoint-9", f"checkpoint-{kept}"}
     assert_ends_like(whole, first, launch(run), start=9)
     assert names(run) == sorted(x.name for x in (tmp_path / "whole").iterdir())
+
+
+def best_of(run, better):
+    """Arguments of a run that ends with its best weights."""
+    best = {
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": better,
+        "load_best_model_at_end": True,
+        "save_total_limit": 1,
+    }
+    return run.but(args=best, evaluated=True)
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_a_terminated_run_keeps_its_last_checkpoint_beside_the_best(tmp_path, better):
+    run = best_of(Run(tmp_path / "run"), better)
+    whole = finish(run.but(output=tmp_path / "whole"))
+    first = launch(run, Fault("terminate", step=8, moment="forward"))
+    assert first.codes == [TERMINATED]
+    assert "checkpoint-8" in names(run)
+    assert_ends_like(whole, first, launch(run), start=8)
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_a_finished_run_gives_its_best_weights_again(tmp_path, better):
+    run = best_of(Run(tmp_path / "run", keep_weights=True), better)
+    run = run.but(args={"save_total_limit": 5})
+    first = finish(run)
+    again = launch(run)
+    assert again.starts == [None]
+    weights, expected = again.weights(), first.weights()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_two_processes_end_with_the_same_best_weights(tmp_path, better):
+    run = best_of(Run(tmp_path / "run", processes=2), better)
+    first, second = finish(run).finals
+    assert first["weights"] == second["weights"]
+
+
+def test_a_checkpoint_of_another_folder_is_not_continued_over_this_ones(killed, tmp_path):
+    run, _ = killed
+    other = Run(tmp_path / "other")
+    shutil.copytree(run.output / "checkpoint-3", other.output / "checkpoint-3")
+    refused = launch(run.but(resume=str(other.output / "checkpoint-3")))
+    assert "must not write over the checkpoints of another" in refused.errors[0]
+    resumed = launch(other.but(output=tmp_path / "new", resume=str(other.output / "checkpoint-3")))
+    assert resumed.starts == [3]
+    assert names(other.but(output=tmp_path / "new")) == ["checkpoint-12", "checkpoint-9"]
 
 
 # ---------------------------------------------------------------------------------- another run
@@ -259,6 +308,8 @@ CHANGES = {
     "training.learning_rate: 0.01 -> 0.02": {"args": {"learning_rate": 0.02}},
     "training.weight_decay: 0.05 -> 0.1": {"args": {"weight_decay": 0.1}},
     "training.max_steps: 12 -> 13": {"args": {"max_steps": 13}},
+    "training.adam_beta2: 0.999 -> 0.9": {"args": {"adam_beta2": 0.9}},
+    "training.micro_batch_size: null -> 4": {"args": {"micro_batch_size": 4}},
     "views.seed: 0 -> 1": {"recipe_seed": 1},
 }
 
@@ -269,7 +320,7 @@ def test_a_changed_run_is_refused(killed, line):
     refused = launch(run.but(**CHANGES[line]))
     assert refused.codes == [1]
     assert re.search(
-        rf"^CheckpointError: a resumed run must be the run that was started; since .*checkpoint-6 "
+        rf"^ResumeError: a resumed run must be the run that was started; since .*checkpoint-6 "
         rf"was written, these have changed:(\n  .*)*\n  {line}(.*\n)+Undo the changes",
         refused.errors[0],
     ), refused.errors[0]
@@ -277,12 +328,33 @@ def test_a_changed_run_is_refused(killed, line):
     assert names(run) == ["checkpoint-3", "checkpoint-6"]
 
 
-def test_a_changed_run_may_be_allowed(killed, whole):
+def test_a_changed_run_may_be_allowed_and_its_numbers_count(killed, whole):
     run, _ = killed
-    resumed = launch(run.but(args={"learning_rate": 0.02, "allow_changed_run": True}))
+    changed = {"learning_rate": 0.02, "adam_beta2": 0.9, "allow_changed_run": True}
+    resumed = launch(run.but(args={**changed, "save_total_limit": None}))
     assert resumed.codes == [0], resumed.log
     assert resumed.starts == [6]
-    assert re.search(r"The run has changed since .*:\n  training.learning_rate: 0", resumed.log)
+    assert re.search(
+        r"The run has changed since .*:\n  training.adam_beta2: 0.999 -> 0.9\n  training.learning",
+        resumed.log,
+    )
+    rates = learning_rates(run)
+    assert rates[7] > 0
+    for step, rate in learning_rates(whole_run(whole)).items():
+        assert rates[step] == pytest.approx(2 * rate if step > 6 else rate, abs=1e-12)
+    optimizer = torch.load(run.output / "checkpoint-9" / "optimizer.pt")
+    assert [group["betas"] for group in optimizer["param_groups"]] == [(0.9, 0.9)] * 2
+    assert {group["weight_decay"] for group in optimizer["param_groups"]} == {0.05, 0.0}
+
+
+def whole_run(whole):
+    return Run(Path(whole.folder).with_suffix(""))
+
+
+def learning_rates(run):
+    """What was logged, by step."""
+    state = json.loads((run.output / "checkpoint-12" / "trainer_state.json").read_text())
+    return {x["step"]: x["learning_rate"] for x in state["log_history"] if "learning_rate" in x}
 
 
 def test_all_changes_are_listed(killed):
@@ -297,7 +369,7 @@ def test_a_new_run_does_not_write_over_another(killed, resume):
     run, _ = killed
     refused = launch(run.but(resume=resume))
     assert refused.errors[0].startswith(
-        f"CheckpointError: a new run must not write over the checkpoints of another; {run.output} "
+        f"ResumeError: a new run must not write over the checkpoints of another; {run.output} "
         "holds checkpoint-3, checkpoint-6. Resume (resume_from_checkpoint='auto')"
     )
     assert names(run) == ["checkpoint-3", "checkpoint-6"]
