@@ -44,14 +44,14 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
         CheckpointError: if it lacks a file that resuming needs.
     """
     files = {}
+    manifest = folder / MANIFEST
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path != manifest:
             _sync(path)
             name = path.relative_to(folder).as_posix()
             files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     content = {"format": _FORMAT, **facts, "files": files}
     _check_files(content)
-    manifest = folder / MANIFEST
     manifest.write_text(_rendered(content))
     _sync(manifest)
     _sync(folder)

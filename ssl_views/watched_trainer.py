@@ -62,6 +62,7 @@ class WatchedTrainer(ResumableTrainer):
         self._collapse: CollapseWatch | None = None
         self._last_loss: Tensor | None = None
         self._skipped_steps = self._overflows = 0
+        self._scale = 0.0  # of fp16
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device, without what the model does not take."""
@@ -102,10 +103,12 @@ class WatchedTrainer(ResumableTrainer):
         """
         loss = self.forward_backward(model, inputs, num_items_in_batch)
         # fp16 scales the loss until gradients overflow, and leaves such steps out itself.
-        scaled = getattr(self.accelerator, "scaler", None) is not None
-        overflowed = scaled and self.accelerator.optimizer_step_was_skipped
-        self._overflows = self._overflows + 1 if overflowed else 0
-        if is_finite(loss, None if scaled else model) and self._overflows < _MOST_OVERFLOWS:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None:
+            before, self._scale = self._scale, scaler.get_scale()
+            self._overflows = self._overflows + 1 if self._scale < before else 0
+        finite = is_finite(loss, model if scaler is None else None)
+        if finite and self._overflows < _MOST_OVERFLOWS:
             self.train_terms.add(self._terms)
             self._embeddings, self._last_loss = self._new_embeddings, loss
             return loss
@@ -124,7 +127,7 @@ class WatchedTrainer(ResumableTrainer):
                 )
             )
         self._skipped_steps += 1
-        if not scaled:
+        if scaler is None:
             for parameter in model.parameters():
                 parameter.grad = None
         return self._last_loss

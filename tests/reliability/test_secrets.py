@@ -18,7 +18,7 @@ from huggingface_hub import constants, get_token
 from transformers.trainer_pt_utils import safe_globals
 
 import ssl_views
-from ssl_views import SSLViewsTrainingArguments
+from ssl_views import SSLViewsTrainingArguments, checkpoints
 from ssl_views.cli import main
 
 CANARY = "hf_CanaryThatMustNotBeWritten0123456789"
@@ -231,16 +231,8 @@ def hostile(path, marker, plain=False):
 
 def manifest_of(folder):
     """Bring a manifest up to date, as an attacker would."""
-    import hashlib
-
-    path = folder / "MANIFEST.json"
-    manifest = json.loads(path.read_text())
-    for file in folder.iterdir():
-        if file.is_file() and file != path:
-            content = file.read_bytes()
-            facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            manifest["files"].setdefault(file.name, {}).update(facts)
-    path.write_text(json.dumps(manifest))
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    checkpoints.seal(folder, {name: manifest[name] for name in ("step", "world_size", "run")})
 
 
 def attempt(*words):
@@ -285,7 +277,7 @@ class TestHostileFiles:
             ("training_args.bin", True, False),
             ("training_args.bin", False, True),
             ("pytorch_model.bin", True, False),
-            ("pytorch_model.bin", True, True),
+            ("pytorch_model.bin", False, True),
             ("scaler.pt", True, False),
             ("optimizer.bin", True, False),
         ],
