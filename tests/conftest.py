@@ -37,6 +37,12 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "hf")
 
 
+@pytest.fixture(autouse=True)
+def _quick_end_of_workers(monkeypatch):
+    """A loader whose worker has failed waits so long for the others, 5 s by default."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+
+
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)

@@ -405,6 +405,7 @@ class TestInterrupted:
 
 
 class TestFingerprint:
+    @pytest.mark.slow
     def test_another_process_opens_what_this_one_stored(self, image_folder, tmp_path):
         rows = load_images(str(image_folder))
         code = (

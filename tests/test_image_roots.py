@@ -292,6 +292,7 @@ class TestProcesses:
                 pickle.loads(pickled)
                 assert read_image_file(rows[0]["image"]["path"], LIMITS) == PICTURE
 
+    @pytest.mark.slow
     def test_a_spawned_worker_reads_them(self, places):
         allow_images_below(places / "data")
         rows = [{"image": {"bytes": None, "path": str(places / "data" / "a.png")}}] * 4

@@ -154,14 +154,15 @@ class TestNonFinite:
         assert logs[3]["loss"] == pytest.approx(logs[2]["loss"])
         assert all(np.isfinite(value) for log in logs for value in log.values())
 
-    @pytest.mark.parametrize("count", [5, 1000])
+    @pytest.mark.parametrize("count", [1, 1000])
     def test_fp16_leaves_steps_out_itself_but_not_for_ever(self, tmp_path, monkeypatch, count):
-        trainer = make(tmp_path, max_steps=100, save_strategy="no", warmup_steps=0)
+        steps = min(20 * count, 100)
+        trainer = make(tmp_path, max_steps=steps, save_strategy="no", logging_strategy="no")
         monkeypatch.setattr(trainer.accelerator, "scaler", torch.amp.GradScaler("cpu"))
-        steps = iter(range(200))
+        calls = iter(range(200))
 
         def overflows_at_first(gradient):
-            return gradient * float("inf") if next(steps) < count else gradient
+            return gradient * float("inf") if next(calls) < count else gradient
 
         next(trainer.model.projector.parameters()).register_hook(overflows_at_first)
         if count < 64:

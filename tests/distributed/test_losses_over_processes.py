@@ -73,7 +73,9 @@ def reference(case):
     return loss_and_gradient(linear(dim), inputs(num_views), LOSSES[name])
 
 
-@pytest.mark.parametrize("world_size", SHARES)
+@pytest.mark.parametrize(
+    "world_size", [n if n != 3 else pytest.param(n, marks=pytest.mark.slow) for n in SHARES]
+)
 def test_processes_give_the_loss_and_gradient_of_one(world_size, tmp_path):
     for rank in in_processes(run, world_size, tmp_path):
         for case in CASES:

@@ -20,7 +20,7 @@ from ssl_views import (
 )
 from ssl_views.batchnorm import GlobalBatchNorm, local_batchnorm_layers, synchronize_batchnorm
 from ssl_views.data.sources import load_images
-from ssl_views.trainer import _synchronize
+from ssl_views.trainer_checks import synchronize
 
 BATCH = 12
 VIT = {"backbone": "test_vit", "projector_hidden_dims": []}  # no layer mixes images
@@ -58,7 +58,7 @@ def train(rank, world_size, output_dir, *options):
     return dict(trainer.model.state_dict())
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ten_steps_with_batchnorm_give_the_weights_of_one_process(world_size, tmp_path):
     expected = train(0, 1, tmp_path)
     for rank in in_processes(train, world_size, tmp_path, str(tmp_path)):
@@ -83,14 +83,14 @@ def test_local_batchnorm_is_warned_of(caplog):
     model = SSLViewsForPreTraining(
         SSLViewsConfig(backbone="test_resnet", image_size=32, projector_dim=8)
     )
-    logger = logging.getLogger("ssl_views.trainer")
+    logger = logging.getLogger("ssl_views.trainer_checks")
     logger.addHandler(caplog.handler)
-    _synchronize(model, args)
+    synchronize(model, args)
     assert "16 BatchNorm layers (ssl_views.backbone.conv1.1, ...)" in caplog.text
     assert "Set sync_batchnorm" in caplog.text
     caplog.clear()
     args.sync_batchnorm = True
-    _synchronize(model, args)
+    synchronize(model, args)
     logger.removeHandler(caplog.handler)
     assert caplog.text == ""
     assert local_batchnorm_layers(model) == []

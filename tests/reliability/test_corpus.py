@@ -334,13 +334,6 @@ def source(tmp_path):
     return folder
 
 
-@pytest.fixture
-def _soon(monkeypatch):
-    """A worker that raised an error is waited for five seconds by torch, in vain."""
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
-
-
-@pytest.mark.usefixtures("_soon")
 class TestRuns:
     SMALL = ("--backbone", "test_resnet", "--num_views", "2", "--image_size", "32",
              "--projector_dim", "8")  # fmt: skip

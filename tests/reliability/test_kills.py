@@ -37,6 +37,12 @@ def numbered(found, step):
 # ------------------------------------------------------------------------------------- at a step
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to; it is the same for all loaders."""
+    return finish(Run(tmp_path_factory.mktemp("whole") / "run"))
+
+
 @pytest.mark.parametrize(
     ("loader", "step", "moment"),
     [
@@ -48,9 +54,9 @@ def numbered(found, step):
         ("persistent workers", 5, "step_end"),
     ],
 )
-def test_a_killed_run_resumes_to_the_bit(tmp_path, loader, step, moment):
+def test_a_killed_run_resumes_to_the_bit(tmp_path, whole, loader, step, moment):
     trials = [(Fault("kill", step=step, moment=moment),)]
-    assert_all_survived(survive(Run(tmp_path / "run", args=LOADERS[loader]), trials))
+    assert_all_survived(survive(Run(tmp_path / "run", args=LOADERS[loader]), trials, whole=whole))
 
 
 def test_two_processes_of_which_one_is_killed_resume_to_the_bit(tmp_path):
@@ -121,11 +127,11 @@ def decisive(found):
     return chosen
 
 
-def test_a_run_killed_in_a_save_resumes_to_the_bit(tmp_path):
+def test_a_run_killed_in_a_save_resumes_to_the_bit(tmp_path, whole):
     run = Run(tmp_path / "run")
     found = numbered(operations(run)[0], 9)
     trials = kills_at_operations(decisive(found))
-    assert_all_survived(survive(run, trials), at_least=8)
+    assert_all_survived(survive(run, trials, whole=whole), at_least=8)
 
 
 @pytest.mark.slow
@@ -178,10 +184,10 @@ def full_from(chosen):
     ]
 
 
-def test_a_full_disk_ends_the_run_and_the_next_start_resumes(tmp_path):
+def test_a_full_disk_ends_the_run_and_the_next_start_resumes(tmp_path, whole):
     run = Run(tmp_path / "run")
     found = decisive(numbered(operations(run)[0], 9))[:4]
-    counts = survive(run, full_from(found), says=could_not_be_written(run))
+    counts = survive(run, full_from(found), whole=whole, says=could_not_be_written(run))
     assert_all_survived(counts, at_least=4)
 
 

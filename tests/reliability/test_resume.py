@@ -253,7 +253,10 @@ def best_of(run, better):
     return run.but(args=best, evaluated=True)
 
 
-@pytest.mark.parametrize("better", [False, True])
+BEST = pytest.mark.parametrize("better", [False, pytest.param(True, marks=pytest.mark.slow)])
+
+
+@BEST
 def test_a_terminated_run_keeps_its_last_checkpoint_beside_the_best(tmp_path, better):
     run = best_of(Run(tmp_path / "run"), better)
     whole = finish(run.but(output=tmp_path / "whole"))
@@ -263,7 +266,7 @@ def test_a_terminated_run_keeps_its_last_checkpoint_beside_the_best(tmp_path, be
     assert_ends_like(whole, first, launch(run), start=8)
 
 
-@pytest.mark.parametrize("better", [False, True])
+@BEST
 def test_a_finished_run_gives_its_best_weights_again(tmp_path, better):
     run = best_of(Run(tmp_path / "run", keep_weights=True), better)
     run = run.but(args={"save_total_limit": 5})
@@ -274,7 +277,7 @@ def test_a_finished_run_gives_its_best_weights_again(tmp_path, better):
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
-@pytest.mark.parametrize("better", [False, True])
+@BEST
 def test_two_processes_end_with_the_same_best_weights(tmp_path, better):
     run = best_of(Run(tmp_path / "run", processes=2), better)
     first, second = finish(run).finals
