@@ -118,11 +118,9 @@ def told_to_terminate(folder, few):
     """SIGTERM: exit code 75, and nothing lost."""
     steps = (4, 9) if few else (1, 2, 4, 5, 6, 8, 10, 11)
     trials = [(Fault("terminate", step=step, moment="forward"),) for step in steps]
-    counts = survive(Run(folder / "run"), trials, most_steps_lost=0, says="SystemExit: 75")
+    counts = survive(Run(folder / "run"), trials, most_steps_lost=0)
     trials = [(Fault("terminate", rank=1, step=step, moment="forward"),) for step in steps[:3]]
-    return counts + survive(
-        Run(folder / "run2", processes=2), trials, most_steps_lost=0, says="SystemExit: 75"
-    )
+    return counts + survive(Run(folder / "run2", processes=2), trials, most_steps_lost=0)
 
 
 RUNS = {

@@ -333,6 +333,8 @@ def _problems(
             return [f"{fault} was never reached (exit codes {part.codes})"]
         if fault.kind != "kill" and not all(part.codes):
             return [f"{fault} was not noticed (exit codes {part.codes})"]
+        if fault.kind == "terminate" and set(part.codes) != {75}:
+            return [f"{fault} must end with exit code 75, not {part.codes}"]
         if says and not re.search(says, part.errors[fault.rank or 0] or "", re.DOTALL):
             return [f"it said {part.errors[fault.rank or 0]!r}"]
     if any(last.codes):
