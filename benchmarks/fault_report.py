@@ -28,12 +28,15 @@ sys.path.insert(0, str(ROOT / "tests" / "reliability"))
 import corpus  # noqa: E402
 import fuzz  # noqa: E402
 from killed_runs import (  # noqa: E402
+    LOADERS,
     MOMENTS,
     Counts,
     Fault,
     Run,
+    full_disks,
     kills_at_operations,
     kills_at_steps,
+    of_steps,
     operations,
     save_overhead,
     survive,
@@ -42,20 +45,6 @@ from killed_runs import (  # noqa: E402
 from ssl_views import MultiViewDataset, load_images  # noqa: E402
 from ssl_views.data.decode import decode_pixels  # noqa: E402
 from ssl_views.data.image_limits import BadImage, ImageLimits  # noqa: E402
-
-LOADERS = {
-    "one thread": {"view_threads": 1},
-    "two threads": {"view_threads": 2},
-    "no threads": {"view_threads": 0},
-    "workers": {"dataloader_num_workers": 2},
-    "persistent workers": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
-}
-NO_SPACE_NEEDED = ("remove", "rmdir", "rmtree", "barrier")
-
-
-def of_steps(found, steps):
-    """Return the numbered file operations of the saves at some steps."""
-    return [(number, made) for number, made in enumerate(found, 1) if made[2] in steps]
 
 
 def killed_at_steps(folder, few):
@@ -106,12 +95,7 @@ def full_disk(folder, few):
     """No space left from some file operation of a save on."""
     run = Run(folder / "run")
     found = of_steps(operations(run)[0], (6, 9))
-    chosen = [x for x in found if x[1][0] not in NO_SPACE_NEEDED][:: 10 if few else 2]
-    trials = [
-        (Fault("full", operation=number, share=0.6 if kind == "write" else 0.0),)
-        for number, (kind, _, _) in chosen
-    ]
-    return survive(run, trials, says="could not be written")
+    return survive(run, full_disks(found)[:: 10 if few else 2], says="could not be written")
 
 
 def told_to_terminate(folder, few):

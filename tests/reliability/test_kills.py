@@ -2,36 +2,26 @@
 
 import pytest
 from killed_runs import (
+    LOADERS,
     MOMENTS,
     Fault,
     Run,
     finish,
+    full_disks,
     kills_at_operations,
     kills_at_steps,
     launch,
+    of_steps,
     operations,
     save_overhead,
     survive,
 )
-
-LOADERS = {
-    "one thread": {"view_threads": 1},
-    "two threads": {"view_threads": 2},
-    "no threads": {"view_threads": 0},
-    "workers": {"dataloader_num_workers": 2},
-    "persistent workers": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
-}
 
 
 def assert_all_survived(counts, at_least=1):
     assert counts.tried >= at_least
     assert counts.survived == counts.tried, "\n\n".join(counts.failures)
     assert counts.lost == 0
-
-
-def numbered(found, step):
-    """The operations of one step's save, with their numbers."""
-    return [(number, made) for number, made in enumerate(found, 1) if made[2] == step]
 
 
 # ------------------------------------------------------------------------------------- at a step
@@ -129,7 +119,7 @@ def decisive(found):
 
 def test_a_run_killed_in_a_save_resumes_to_the_bit(tmp_path, whole):
     run = Run(tmp_path / "run")
-    found = numbered(operations(run)[0], 9)
+    found = of_steps(operations(run)[0], (9,))
     trials = kills_at_operations(decisive(found))
     assert_all_survived(survive(run, trials, whole=whole), at_least=8)
 
@@ -138,7 +128,7 @@ def test_a_run_killed_in_a_save_resumes_to_the_bit(tmp_path, whole):
 def test_a_run_survives_kills_at_every_operation_of_a_save(tmp_path):
     run = Run(tmp_path / "run")
     found = operations(run)[0]
-    chosen = numbered(found, 9) + numbered(found, 3)[::4] + numbered(found, 12)[1::8]
+    chosen = of_steps(found, (9,)) + of_steps(found, (3,))[::4] + of_steps(found, (12,))[1::8]
     counts = survive(run, kills_at_operations(chosen, shares=(0.0, 0.37)))
     assert_all_survived(counts, at_least=80)
     assert counts.most_steps_lost == 3
@@ -147,7 +137,7 @@ def test_a_run_survives_kills_at_every_operation_of_a_save(tmp_path):
 @pytest.mark.slow
 def test_native_writes_cut_anywhere(tmp_path):
     run = Run(tmp_path / "run")
-    writes = [x for x in numbered(operations(run)[0], 6) if x[1][0] == "write"]
+    writes = [x for x in of_steps(operations(run)[0], (6,)) if x[1][0] == "write"]
     assert len(writes) == 4
     trials = kills_at_operations(writes, shares=(0.0001, 0.2, 0.8, 0.9999))
     assert_all_survived(survive(run, trials), at_least=16)
@@ -157,7 +147,7 @@ def test_native_writes_cut_anywhere(tmp_path):
 def test_two_processes_survive_kills_inside_a_save(tmp_path):
     run = Run(tmp_path / "run", processes=2)
     found = operations(run)
-    first, second = numbered(found[0], 9), numbered(found[1], 9)
+    first, second = of_steps(found[0], (9,)), of_steps(found[1], (9,))
     trials = kills_at_operations(first[::8], shares=(0.5,))
     trials += kills_at_operations(second, rank=1, shares=(0.0, 0.5))
     assert_all_survived(survive(run, trials), at_least=14)
@@ -173,21 +163,10 @@ def could_not_be_written(run):
     )
 
 
-def needs_space(found):
-    return [x for x in found if x[1][0] not in ("remove", "rmdir", "rmtree", "barrier")]
-
-
-def full_from(chosen):
-    return [
-        (Fault("full", operation=number, share=0.6 if kind == "write" else 0.0),)
-        for number, (kind, _, _) in chosen
-    ]
-
-
 def test_a_full_disk_ends_the_run_and_the_next_start_resumes(tmp_path, whole):
     run = Run(tmp_path / "run")
-    found = decisive(numbered(operations(run)[0], 9))[:4]
-    counts = survive(run, full_from(found), whole=whole, says=could_not_be_written(run))
+    found = decisive(of_steps(operations(run)[0], (9,)))[:4]
+    counts = survive(run, full_disks(found), whole=whole, says=could_not_be_written(run))
     assert_all_survived(counts, at_least=4)
 
 
@@ -195,8 +174,8 @@ def test_a_full_disk_ends_the_run_and_the_next_start_resumes(tmp_path, whole):
 def test_a_disk_that_is_full_at_any_operation(tmp_path):
     run = Run(tmp_path / "run")
     found = operations(run)[0]
-    chosen = needs_space(numbered(found, 6))[::2] + needs_space(numbered(found, 3))[::8]
-    counts = survive(run, full_from(chosen), says=could_not_be_written(run))
+    trials = full_disks(of_steps(found, (6,)))[::2] + full_disks(of_steps(found, (3,)))[::8]
+    counts = survive(run, trials, says=could_not_be_written(run))
     assert_all_survived(counts, at_least=20)
 
 
@@ -215,8 +194,8 @@ def test_files_that_cannot_grow_end_the_run_and_the_next_start_resumes(tmp_path)
 @pytest.mark.slow
 def test_a_full_disk_ends_both_processes(tmp_path):
     run = Run(tmp_path / "run", processes=2)
-    found = decisive(numbered(operations(run)[0], 9))[:3]
-    assert_all_survived(survive(run, full_from(found), says=could_not_be_written(run)))
+    found = decisive(of_steps(operations(run)[0], (9,)))[:3]
+    assert_all_survived(survive(run, full_disks(found), says=could_not_be_written(run)))
 
 
 def test_a_checkpoint_that_does_not_fit_is_not_begun(tmp_path):
