@@ -168,7 +168,7 @@ def test_a_recipe_brings_its_number_of_views(capsys, tmp_path):
         assert f"{count} views per image" in out
 
 
-@pytest.mark.parametrize("cache", ["memory", "folder"])
+@pytest.mark.parametrize("cache", ["memory", pytest.param("folder", marks=pytest.mark.slow)])
 def test_a_cache_changes_no_weight(capsys, trained_run, tmp_path, cache):
     place = tmp_path / "cache" if cache == "folder" else cache
     for name in ("first", "again") if cache == "folder" else ("first",):

@@ -163,7 +163,9 @@ def test_the_stock_trainer_evaluates_without_labels(digits, tmp_path):
     [
         {"bf16": True},
         {"gradient_checkpointing": True},
-        {"torch_compile": True, "torch_compile_backend": "aot_eager"},
+        pytest.param(
+            {"torch_compile": True, "torch_compile_backend": "aot_eager"}, marks=pytest.mark.slow
+        ),
     ],
     ids=["bf16", "gradient_checkpointing", "torch_compile"],
 )

@@ -65,7 +65,7 @@ def test_ten_steps_with_batchnorm_give_the_weights_of_one_process(world_size, tm
         torch.testing.assert_close(rank, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ten_steps_of_micro_batches_give_the_weights_of_whole_batches(world_size, tmp_path):
     options = VIT, {"micro_batch_size": 3}
     expected = train(0, 1, tmp_path, VIT, {})

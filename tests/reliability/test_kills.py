@@ -49,6 +49,7 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path, whole, loader, step, moment):
     assert_all_survived(survive(Run(tmp_path / "run", args=LOADERS[loader]), trials, whole=whole))
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_killed_resume_to_the_bit(tmp_path):
     run = Run(tmp_path / "run", processes=2)
     assert_all_survived(survive(run, [(Fault("kill", rank=1, step=5, moment="backward"),)]))
