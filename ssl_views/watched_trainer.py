@@ -8,7 +8,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ssl_views.data.collator import GROUP_NAMES
+from ssl_views.data.collator import GROUP_NAMES, INDICES
 from ssl_views.guards import (
     CollapseError,
     CollapseWatch,
@@ -21,7 +21,6 @@ from ssl_views.resumable_trainer import ResumableTrainer
 
 logger = logging.get_logger(__name__)
 
-INDICES = "indices"
 _MOST_OVERFLOWS = 64  # in a row: the scale of fp16 has long been at its least
 
 

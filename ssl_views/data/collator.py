@@ -22,6 +22,7 @@ _PIXELS_AT_ONCE = 2**22
 _MOST_AT_ONCE = 256
 Items = Sequence[Mapping[str, Any]] | ImageRows
 GROUP_NAMES = ("pixel_values", "local_pixel_values")
+INDICES = "indices"
 
 
 class DecodedImages(NamedTuple):
@@ -105,7 +106,7 @@ class MultiViewCollator:
             memory = allocate(shape, dtype=self.dtype)
             batch[name] = memory.permute(0, 1, 4, 2, 3) if self.channels_last else memory
         if self.keep_indices:
-            batch["indices"] = allocate([num_images], dtype=torch.int64)
+            batch[INDICES] = allocate([num_images], dtype=torch.int64)
         return batch
 
     def fill(self, batch: Mapping[str, Tensor], items: Items, places: range) -> None:
@@ -127,7 +128,7 @@ class MultiViewCollator:
                     out=[x[start:stop] for x in views],
                 )
                 if self.keep_indices:
-                    batch["indices"][start:stop] = as_tensor(indices)
+                    batch[INDICES][start:stop] = as_tensor(indices)
                 start = stop
                 # Large images do not lie in memory together.
                 largest = int((pixels.heights * pixels.widths).max())

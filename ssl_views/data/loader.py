@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssl_views.data.collator import (
     GROUP_NAMES,
+    INDICES,
     DecodedImages,
     Items,
     MultiViewCollator,
@@ -187,7 +188,7 @@ class MultiViewLoader:
         batch = dict(zip(GROUP_NAMES, views, strict=False))
         if self.collate_fn.keep_indices:
             named = as_tensor([index for part in decoded for index in part.indices])
-            batch["indices"] = named.to(self.device)
+            batch[INDICES] = named.to(self.device)
         return batch
 
     def _finish(self, batch: Any, parts: list[Future[Any]]) -> dict[str, Tensor]:
