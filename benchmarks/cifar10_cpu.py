@@ -18,7 +18,9 @@ from transformers import set_seed
 from ssl_views import SSLViewsConfig, SSLViewsModel, ViewRecipe
 from ssl_views.cli import main
 from ssl_views.data.sources import load_train_and_test
-from ssl_views.evaluation.features import LabelledFeatures, labelled_features, labels_of, raw_pixels
+from ssl_views.evaluation.feature_sets import LabelledFeatures, labelled_features
+from ssl_views.evaluation.features import raw_pixels
+from ssl_views.evaluation.labels import labels_of
 from ssl_views.evaluation.report import evaluate_features
 
 ROOT = Path(__file__).parents[1]

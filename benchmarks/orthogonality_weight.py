@@ -29,8 +29,8 @@ from transformers import set_seed
 
 from ssl_views import SSLViewsConfig, SSLViewsForPreTraining, ViewRecipe, effective_rank
 from ssl_views.data.sources import load_train_and_test
-from ssl_views.evaluation.features import labels_of
 from ssl_views.evaluation.knn import knn_accuracy
+from ssl_views.evaluation.labels import labels_of
 from ssl_views.losses import AUTO
 
 ROOT = Path(__file__).parents[1]

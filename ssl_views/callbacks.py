@@ -11,6 +11,9 @@ from transformers.utils import logging
 
 from ssl_views.data.dataset import MultiViewDataset
 
+# Of an evaluation, on its line above the bar; all of it is in the logs.
+_SHOWN = ("loss", "knn", "effective_rank", "alpha", "lidar", "view_invariance")
+
 
 class EpochCallback(TrainerCallback):
     """Tells a MultiViewDataset the epoch.
@@ -75,10 +78,8 @@ class ProgressBar(TrainerCallback):
             self._bar.set_postfix_str(
                 f"loss {logs['loss']:.4g}, {images / (now - since):,.0f} images/s"
             )
-        elif evaluated := {
-            k: v for k, v in logs.items() if k.startswith("eval_") and "_per_second" not in k
-        }:
-            line = ", ".join(f"{name[5:]} {value:.4g}" for name, value in evaluated.items())
+        elif shown := [name for name in _SHOWN if f"eval_{name}" in logs]:
+            line = ", ".join(f"{name} {logs[f'eval_{name}']:.4g}" for name in shown)
             self._bar.write(f"step {state.global_step}: {line}")
 
     def on_train_end(

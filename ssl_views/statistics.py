@@ -39,6 +39,33 @@ def sum_over_processes(local: Tensor) -> Tensor:
     return local if world_size() == 1 else _SumOverProcesses.apply(local)
 
 
+def rank() -> int:
+    """Return the number of this process, 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """Return the rows of all processes one after the other, without gradient.
+
+    Args:
+        local: (n, ...), on the device that processes talk by; n may differ from process to process.
+    """
+    processes = world_size()
+    if processes == 1:
+        return local
+    sizes = local.new_zeros(processes, dtype=torch.int64)
+    sizes[dist.get_rank()] = len(local)
+    dist.all_reduce(sizes)
+    largest = int(sizes.max())
+    padded = local.new_zeros(largest, *local.shape[1:])
+    padded[: len(local)] = local
+    sent = padded.flatten().view(torch.uint8)  # not every backend knows every type
+    gathered = sent.new_empty(processes * len(sent))
+    dist.all_gather_into_tensor(gathered, sent)
+    parts = gathered.view(local.dtype).view(processes, largest, *local.shape[1:])
+    return torch.cat([part[:size] for part, size in zip(parts, sizes.tolist(), strict=True)])
+
+
 @dataclass(frozen=True)
 class GlobalBatch:
     """Embeddings with what has to be known of those of the other processes.

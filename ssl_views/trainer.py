@@ -17,10 +17,11 @@ from ssl_views.data.collator import GROUP_NAMES, MultiViewCollator
 from ssl_views.data.dataset import MultiViewDataset
 from ssl_views.data.image_limits import LIMITS
 from ssl_views.data.loader import MultiViewLoader
-from ssl_views.evaluation.features import labelled_features
-from ssl_views.evaluation.report import evaluate_features
+from ssl_views.evaluation.features import Extraction, Precision
+from ssl_views.evaluation.probe import probe_metrics
 from ssl_views.micro_batches import loss_by_micro_batches
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
+from ssl_views.train_clock import TrainClock
 from ssl_views.trainer_checks import (
     check_batch_fits,
     check_processes,
@@ -36,8 +37,9 @@ class SSLViewsTrainer(WatchedTrainer):
 
     It logs every term of the loss (`invariance`, ..., and `eval_invariance`, ...), decays only
     weights with two or more dimensions that the architecture lets decay, trains with LARS if
-    `args.lars`, tells the data set the epoch, and reports `eval_knn` and `eval_effective_rank` of
-    frozen features where it is given rows to probe. With several processes it gives BatchNorm the
+    `args.lars`, tells the data set the epoch, and where it is given rows to probe reports
+    `eval_knn`, `eval_effective_rank`, `eval_alpha`, `eval_alpha_r_squared`, `eval_lidar` and
+    `eval_view_invariance` of frozen features. With several processes it gives BatchNorm the
     statistics of all of them; with `args.micro_batch_size` it trains on batches larger than memory.
     Threads of this process make the training batches (`args.view_threads`), unless
     `args.dataloader_num_workers` asks for worker processes; the views are the same.
@@ -45,9 +47,9 @@ class SSLViewsTrainer(WatchedTrainer):
     Args:
         model: the model.
         args: SSLViewsTrainingArguments.
-        probe_train: labelled rows that kNN compares with, as from `load_images`.
-        probe_test: labelled rows that it classifies; without labels only the effective rank is
-            reported.
+        probe_train: rows that kNN compares with, as from `load_images`.
+        probe_test: rows that it classifies; without labels there is no `eval_knn`. Where a metric
+            chooses anything, the best checkpoint say, take both from the training set.
         kwargs: of `transformers.Trainer`.
 
     Attributes:
@@ -92,6 +94,8 @@ class SSLViewsTrainer(WatchedTrainer):
                 f"{type(self.data_collator).__name__}. Set data_collator, or render on the CPU."
             )
         self._ahead: tuple[Iterator[Any], Generator[Any, None, None]] | None = None
+        self._clock = TrainClock()
+        self.add_callback(self._clock)
         self.probe_train, self.probe_test = probe_train, probe_test
 
     data_collator: Any
@@ -208,10 +212,20 @@ class SSLViewsTrainer(WatchedTrainer):
         return result.total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the number of images that could not be used."""
+        """Log, with the images and seconds of training, and the images that could not be used."""
         if "loss" in logs and self.bad_images:
             logs["bad_images"] = len(self.bad_images)
+        if "loss" in logs or any(name.startswith("eval_") for name in logs):
+            args = self.args
+            per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            images = self.state.global_step * per_step
+            logs.update(images_seen=images, train_seconds=round(self._clock.seconds, 3))
         super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, see `transformers.Trainer.evaluate`; its time is no time of training."""
+        with self._clock.paused():
+            return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(
         self,
@@ -225,20 +239,25 @@ class SSLViewsTrainer(WatchedTrainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        metrics = {**self.eval_terms.pop(), **self._probe()}
+        metrics = {**self.eval_terms.pop(), **self.probe()}
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
-    def _probe(self) -> dict[str, float]:
+    def probe(self) -> dict[str, float]:
+        """Return the metrics of frozen features, none without rows to probe."""
         if self.probe_train is None or self.probe_test is None:
             return {}
-        features = labelled_features(
+        args = self.args
+        precision: Precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+        extraction = Extraction(
+            args.eval_batch_size * self._ssl_model.config.num_views,
+            max(1, args.view_threads),
+            getattr(self.data_collator, "limits", LIMITS),
+        )
+        return probe_metrics(
             self._ssl_model.ssl_views,
             self.probe_train,
             self.probe_test,
-            batch_size=self.args.eval_batch_size,
-            limits=getattr(self.data_collator, "limits", LIMITS),
+            precision=precision,
+            extraction=extraction,
         )
-        metrics = evaluate_features(features, linear_probe=False)
-        probes = {"knn": metrics.knn, "effective_rank": metrics.effective_rank}
-        return {name: value for name, value in probes.items() if value is not None}

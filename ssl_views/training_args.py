@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 
-def _default_threads() -> int:
+def default_view_threads() -> int:
     """Threads that make views: one without a GPU, where the model needs the cores."""
     if not torch.cuda.is_available():
         return 1
@@ -89,8 +89,9 @@ class SSLViewsTrainingArguments(TrainingArguments):
         default="epoch", metadata={"help": "When to write checkpoints: no, steps, epoch."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    report_to: str | None = field(
-        default="none", metadata={"help": "Where to log: tensorboard, trackio, ..."}
+    report_to: list[str] | None = field(
+        default_factory=lambda: ["none"],
+        metadata={"help": "Where to log, several if wanted: tensorboard, trackio, ..."},
     )
     dataloader_drop_last: bool = field(
         default=True,
@@ -136,7 +137,7 @@ class SSLViewsTrainingArguments(TrainingArguments):
         },
     )
     view_threads: int = field(
-        default_factory=_default_threads,
+        default_factory=default_view_threads,
         metadata={
             "help": "Threads that decode images and render views ahead of the training step, where "
             "there are no worker processes; 0 makes a batch when it is asked for."

@@ -55,6 +55,7 @@ FLOORS = [
         "run_record",
         "termination",
         "timm_task",
+        "train_clock",
         "trainer",
         "trainer_checks",
         "training_args",

@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from ssl_views.data.decode import decode_image, decode_pixels, num_channels_of
 from ssl_views.data.image_limits import BadImage, ImageLimits, PixelFormatError
 from ssl_views.data.sources import load_images, load_train_and_test, take_fraction
+from ssl_views.evaluation.labels import find_labels
 
 ENCODED = {"bytes": Value("binary"), "path": Value("string")}
 RGB = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
@@ -345,15 +346,13 @@ def test_an_animation_gives_its_first_frame():
         assert (decode_pixels(image, 3) == (255, 0, 0)).all(), format
 
 
-def test_null_labels_are_no_labels(tmp_path):
-    from ssl_views.evaluation.features import labels_of
-
+def test_null_labels_are_missing(tmp_path):
     image = encoded(PILImage.fromarray(RGB))
     columns = {"image": [image] * 10, "label": [None, *range(9)]}
     Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
     train, test = load_train_and_test(str(tmp_path / "a.parquet"))
     assert len(train) + len(test) == 10
-    assert labels_of(load_images(str(tmp_path / "a.parquet"))) is None
+    assert find_labels(train, test).missing.endswith("have no label")
 
 
 def test_hub_ids_are_read_from_the_hub(monkeypatch):

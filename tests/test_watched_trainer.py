@@ -311,6 +311,6 @@ class TestSetUp:
         trainer = make(tmp_path)
         trainer.save_model(str(tmp_path / "model"))
         names = {path.name for path in (tmp_path / "model").iterdir()}
-        assert names == {"config.json", "model.safetensors", "training_args.json"}
+        assert names == {"config.json", "model.safetensors", "run.json", "training_args.json"}
         stored = json.loads((tmp_path / "model" / "training_args.json").read_text())
         assert stored["max_steps"] == 10

@@ -12,6 +12,7 @@ COMMANDS = {
     "pretrain": "train a backbone on images without labels",
     "preview": "draw what the network will see",
     "evaluate": "kNN, linear probe and effective rank of a run",
+    "compare": "one table and one picture over runs",
     "export": "write the encoder folder for timm and transformers",
 }
 

@@ -73,6 +73,17 @@ class SourceArguments(LabelledDataArguments):
 
 
 @dataclass
+class WatchArguments:
+    """How closely the run is watched."""
+
+    evaluation_share: float = flag(
+        0.04,
+        "Share of the time, about, that evaluations during training may take, where eval_strategy "
+        "is left open; at most 20 evaluations. They use labels of training images only.",
+    )
+
+
+@dataclass
 class ViewArguments:
     """What a view is."""
 
@@ -141,14 +152,14 @@ def parse_json(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
 def make_parser(
     command: str, description: str, *arguments: type, positionals: tuple[str, ...] = ()
 ) -> HfArgumentParser:
-    """Make the parser of one command."""
+    """Make the parser of one command; a positional "runs..." takes one word or more."""
     prog = f"ssl-views {command}"
     usage = " ".join([prog, *map(str.upper, positionals), "[--FLAG VALUE ...]"])
     parser = HfArgumentParser(
         arguments, prog=prog, usage=usage, description=description, allow_abbrev=False
     )
     for name in positionals:
-        parser.add_argument(name)
+        parser.add_argument(name.rstrip("."), nargs="+" if name.endswith("...") else None)
     return parser
 
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from ssl_views.evaluation.report import Metrics
+from ssl_views.evaluation.report import Metrics, Spread
 
 
 def say(text: str = "") -> None:
@@ -32,13 +32,42 @@ def metrics_table(rows: Mapping[str, Metrics]) -> str:
     return "\n".join(_columns([header, *body]))
 
 
-def protocol_line(metrics: Metrics, k: int = 20, temperature: float = 0.1) -> str:
-    """Say how the metrics were measured."""
+def few_labels_lines(metrics: Metrics) -> list[str]:
+    """Say what linear probes reach that know a share of the labels."""
+    return [
+        f"{100 * float(share):g} % of the labels: {percent(few.mean)} ({percent(few.low)} to "
+        f"{percent(few.high)}, 95 % interval over {few.n} draws)"
+        for share, few in (metrics.few_labels or {}).items()
+    ]
+
+
+def spread_line(metrics: Spread) -> str:
+    """Say what needs no labels, beside the effective rank."""
+    parts = []
+    if metrics.alpha is not None and metrics.alpha_ranks is not None:
+        first, last = metrics.alpha_ranks
+        parts.append(
+            f"alpha {metrics.alpha:.2f} (ranks {first} to {last}, R2 {metrics.alpha_r_squared:.2f})"
+        )
+    if metrics.lidar is not None:
+        parts.append(f"LiDAR {metrics.lidar:.1f}, view invariance {metrics.view_invariance:.2f}")
+    return "; ".join(parts)
+
+
+def protocol_line(
+    metrics: Metrics,
+    k: int = 20,
+    temperature: float = 0.1,
+    *,
+    features: str = "one clean view",
+    why: str = "",
+) -> str:
+    """Say how the metrics were measured, and why there are no accuracies."""
     if metrics.knn is None:
-        return f"{metrics.num_test:,} images, one clean view; no labels, so no accuracy"
+        return f"{metrics.num_test:,} images, {features}; no accuracies, for {why}"
     return (
-        f"{metrics.num_train:,} images to learn from, {metrics.num_test:,} to evaluate, one clean "
-        f"view; kNN: k = {k}, temperature {temperature}"
+        f"{metrics.num_train:,} images to learn from, {metrics.num_test:,} to evaluate, {features}"
+        f"; kNN: k = {k}, temperature {temperature}"
     )
 
 

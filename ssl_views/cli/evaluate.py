@@ -1,17 +1,34 @@
-"""`ssl-views evaluate`: what a trained backbone's features are worth."""
+"""`ssl-views evaluate`: what a trained backbone's features are worth, in numbers and pictures."""
 
+import importlib.util
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from accelerate import PartialState
 from tqdm import tqdm
 
 from ssl_views.cli.arguments import LabelledDataArguments, flag, make_parser, read_arguments
-from ssl_views.cli.console import metrics_table, protocol_line, say
+from ssl_views.cli.console import few_labels_lines, metrics_table, protocol_line, say, spread_line
 from ssl_views.cli.setup import image_limits, load_run
 from ssl_views.data.sources import load_train_and_test
-from ssl_views.evaluation.features import labelled_features
-from ssl_views.evaluation.report import evaluate_features
+from ssl_views.evaluation.feature_cache import FeatureCache
+from ssl_views.evaluation.feature_sets import labelled_features
+from ssl_views.evaluation.features import (
+    Extraction,
+    FeatureProtocol,
+    view_representations,
+)
+from ssl_views.evaluation.probe import view_rows
+from ssl_views.evaluation.report import FEW_LABELS, evaluate_features
+from ssl_views.statistics import rank
+from ssl_views.training_args import default_view_threads
+from ssl_views.views import ViewRecipe
+
+_VIEW_IMAGES = 512
 
 
 @dataclass
@@ -20,40 +37,110 @@ class EvaluateArguments(LabelledDataArguments):
 
     k: int = flag(20, "Neighbours of kNN.")
     temperature: float = flag(0.1, "Temperature of kNN.")
-    batch_size: int = flag(256, "Images at once.")
+    feature_views: int = flag(
+        1,
+        "1: one clean view per image. n > 1: mean of a clean and n - 1 augmented views, written to "
+        "files of its own; 16 is the protocol of arXiv 2312.10725.",
+    )
+    precision: str = flag("float32", "Of the backbone: float32, bfloat16 or float16.")
+    batch_size: int = flag(256, "Views at once.")
+    feature_cache: str = flag(
+        "auto", "Folder that keeps features for the next time; auto: in the run; or none."
+    )
+    report: bool = flag(True, "Also draw report.html; needs matplotlib.")
 
 
 def run(argv: list[str]) -> None:
     """Run the command."""
     parser = make_parser(
-        "evaluate", "kNN, linear probe and effective rank of a run's frozen features, on one "
-        "clean view per image.",
+        "evaluate", "kNN, linear probes, spectrum and statistics of views of a run's frozen "
+        "features, and a report with pictures.",
         EvaluateArguments, positionals=("run",),
     )  # fmt: skip
-    protocol, rest = read_arguments(parser, argv)
-    limits = image_limits(protocol)
-    model = load_run(rest.run)
+    arguments, rest = read_arguments(parser, argv)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        _evaluate(arguments, Path(rest.run))
+        return
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    try:
+        _evaluate(arguments, Path(rest.run))
+    finally:
+        processes.destroy_process_group()
+
+
+def _evaluate(arguments: EvaluateArguments, run: Path) -> None:
+    precision: Any = arguments.precision
+    protocol = FeatureProtocol(arguments.feature_views, precision)
+    limits = image_limits(arguments)
+    model = load_run(str(run))
     train, test = load_train_and_test(
-        protocol.dataset,
-        split=protocol.split,
-        image_column=protocol.image_column,
-        test_split=protocol.test_split,
-        allow_remote_images=protocol.allow_remote_images,
+        arguments.dataset,
+        split=arguments.split,
+        image_column=arguments.image_column,
+        test_split=arguments.test_split,
+        allow_remote_images=arguments.allow_remote_images,
     )
-    total = len(train) + len(test)
-    with tqdm(total=total, desc="features", unit="image", dynamic_ncols=True) as bar:
-        features = labelled_features(
-            model,
-            train,
-            test,
-            batch_size=protocol.batch_size,
-            on_batch=bar.update,
-            limits=limits,
+    some = view_rows(test, _VIEW_IMAGES)
+    recipe = ViewRecipe.for_config(model.config)
+    kept = {"auto": run / "features", "none": None}
+    folder = kept.get(arguments.feature_cache, Path(arguments.feature_cache))
+    total = len(train) + len(test) + len(some)
+    with tqdm(
+        total=total, desc="features", unit="image", dynamic_ncols=True, disable=rank() > 0
+    ) as bar:
+        extraction = Extraction(
+            arguments.batch_size, default_view_threads(), limits, on_batch=bar.update
         )
-    metrics = evaluate_features(features, k=protocol.k, temperature=protocol.temperature)
-    say(metrics_table({str(rest.run): metrics}))
-    say(protocol_line(metrics, protocol.k, protocol.temperature))
-    output = Path(rest.run) / "evaluation.json"
-    how = {"k": protocol.k, "temperature": protocol.temperature, "feature_views": 1}
-    output.write_text(json.dumps({**metrics.as_dict(), **how}, indent=2) + "\n")
+        features = labelled_features(
+            model, train, test,
+            protocol=protocol,
+            extraction=extraction,
+            cache=None if folder is None else FeatureCache(folder),
+        )  # fmt: skip
+        views = view_representations(
+            model, some, recipe, precision=protocol.precision, extraction=extraction
+        )
+    if rank() > 0:
+        return
+    metrics = evaluate_features(
+        features.to(model.device),
+        views=views.to(model.device),
+        k=arguments.k,
+        temperature=arguments.temperature,
+        few_labels=FEW_LABELS,
+    )
+    say(metrics_table({str(run): metrics}))
+    for line in few_labels_lines(metrics):
+        say(line)
+    say(spread_line(metrics))
+    say(
+        protocol_line(
+            metrics,
+            arguments.k,
+            arguments.temperature,
+            features=protocol.name,
+            why=features.no_labels,
+        )
+    )
+    how = {
+        "features": protocol.name,
+        **asdict(protocol),
+        "k": arguments.k,
+        "temperature": arguments.temperature,
+        "dataset": arguments.dataset,
+    }
+    own = "" if protocol.feature_views == 1 else f"_{protocol.name.replace(' ', '_')}"
+    output = run / f"evaluation{own}.json"
+    output.write_text(json.dumps({**metrics.as_dict(), "protocol": how}, indent=2) + "\n")
     say(f"written to {output}")
+    if not arguments.report:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        say('for report.html with pictures: pip install "ssl-views[plots]"')
+        return
+    from ssl_views.evaluation.run_report import Evaluated, write_report  # needs matplotlib
+
+    report = run / f"report{own}.html"
+    evaluated = Evaluated(run, model.config, metrics, how, features, train, test, limits)
+    write_report(report, evaluated)
+    say(f"pictures in {report}")

@@ -10,19 +10,29 @@ from ssl_views.cli.arguments import (
     ModelArguments,
     SourceArguments,
     ViewArguments,
+    WatchArguments,
     command_line,
     data_flags,
     make_parser,
     read_arguments,
 )
-from ssl_views.cli.comparison import Comparison
+from ssl_views.cli.before_and_after import BeforeAndAfter
 from ssl_views.cli.console import say
 from ssl_views.cli.setup import describe_views, image_limits, make_config
+from ssl_views.cli.watching import plan_evaluations
 from ssl_views.data.cache import PixelCache
 from ssl_views.data.collator import MultiViewCollator
 from ssl_views.data.dataset import MultiViewDataset, MultiViewIterableDataset
 from ssl_views.data.image_limits import ImageLimits
-from ssl_views.data.sources import DIGITS, load_images, load_train_and_test, take_fraction
+from ssl_views.data.sources import (
+    DIGITS,
+    hold_out,
+    load_images,
+    load_train_and_test,
+    take_fraction,
+)
+from ssl_views.evaluation.features import Extraction
+from ssl_views.evaluation.probe import NUM_VIEW_IMAGES
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
 from ssl_views.trainer import SSLViewsTrainer
 from ssl_views.training_args import SSLViewsTrainingArguments
@@ -38,6 +48,7 @@ _DIGITS_DEFAULTS: dict[str, Any] = {
     "save_strategy": "no",
 }
 _SHUFFLE_BUFFER = 2000
+_PROBED = 5000  # training images that evaluations during training look at
 
 
 def run(argv: list[str]) -> None:
@@ -46,13 +57,13 @@ def run(argv: list[str]) -> None:
         "pretrain",
         "Pretrain a timm backbone on images without labels. Flags may also stand in a YAML file: "
         "ssl-views pretrain run.yaml",
-        SourceArguments, ViewArguments, ModelArguments, SSLViewsTrainingArguments,
+        SourceArguments, ViewArguments, ModelArguments, WatchArguments, SSLViewsTrainingArguments,
     )  # fmt: skip
     presets = {DIGITS: _DIGITS_DEFAULTS}
-    source, views, model_args, args = read_arguments(parser, argv, presets)
+    source, views, model_args, watch, args = read_arguments(parser, argv, presets)
     limits = image_limits(source)
     set_seed(args.seed)
-    comparison = None
+    compared = None
     if source.streaming:
         train = _stream(source, args)
     else:
@@ -64,8 +75,10 @@ def run(argv: list[str]) -> None:
             allow_remote_images=source.allow_remote_images,
         )
         train = take_fraction(labelled, source.fraction, args.seed)
-        comparison = Comparison(labelled, test, limits=limits)
-        most = max(1, len(comparison.test) // args.world_size)
+        extraction = Extraction(num_threads=max(1, args.view_threads), limits=limits)
+        compared = BeforeAndAfter(labelled, test, extraction)
+        probed = hold_out(take_fraction(labelled, min(1.0, _PROBED / len(labelled))))
+        most = max(1, len(compared.test) // args.world_size)
         args.per_device_eval_batch_size = min(args.per_device_eval_batch_size, most)
     config = make_config(train, source.dataset, views, model_args, limits=limits)
     dataset: Any
@@ -74,15 +87,25 @@ def run(argv: list[str]) -> None:
     else:
         cache = _cache(train, source, config.num_channels, args, limits)
         dataset = MultiViewDataset(train, cache=cache)
+    number = 0
+    if compared:
+        own = config.num_views * (len(compared.test) + NUM_VIEW_IMAGES)
+        number = plan_evaluations(
+            args,
+            share=watch.evaluation_share,
+            num_images=len(train),
+            num_views=config.num_views,
+            cost=own + len(probed[0]) + len(probed[1]),
+        )
     model = SSLViewsForPreTraining(config, pretrained_backbone=model_args.pretrained_backbone)
     trainer = SSLViewsTrainer(
         model,
         args,
         train_dataset=dataset,
-        eval_dataset=MultiViewDataset(comparison.test, epoch=0) if comparison else None,
+        eval_dataset=MultiViewDataset(compared.test, epoch=0) if compared else None,
         data_collator=MultiViewCollator(ViewRecipe.for_config(config), args.seed, limits=limits),
-        probe_train=comparison.train if comparison else None,
-        probe_test=comparison.test if comparison else None,
+        probe_train=probed[0] if compared else None,
+        probe_test=probed[1] if compared else None,
     )
     checkpoint = trainer.choose_checkpoint(_resume_from(args))
     if trainer.is_world_process_zero():
@@ -91,21 +114,32 @@ def run(argv: list[str]) -> None:
         say(f"{count} images from {source.dataset}{held_out}; {describe_views(config)}")
         say(f"views by the {engine_name('torch' if args.render_on_device else 'auto')} engine")
         say(f"{config.backbone}, projector {config.projector_dim}, loss {config.loss}")
-        if comparison:
+        if args.eval_steps and number:
+            say(f"evaluated every {args.eval_steps:g} steps; kNN among training images alone")
+        if compared:
             start = "pretrained" if model_args.pretrained_backbone else "untrained"
-            comparison.before(model.ssl_views, f"{start} backbone")
+            compared.before(model.ssl_views, f"{start} backbone")
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         output_dir = Path(str(args.output_dir))
+        _forget_evaluations(output_dir)
         trainer.save_model(str(output_dir))
+        trainer.save_state()
         say(f"saved to {output_dir}")
         if trainer.bad_images:
             say(f"{len(trainer.bad_images)} images could not be used: {trainer.bad_images.path}")
-        if comparison:
-            comparison.report(model.ssl_views, output_dir)
+        if compared:
+            compared.report(model.ssl_views, output_dir)
         say("\nNext:")
         say("  " + command_line("evaluate", str(output_dir), *data_flags(source)))
         say("  " + command_line("export", str(output_dir), "encoder"))
+
+
+def _forget_evaluations(folder: Path) -> None:
+    """Delete what was said of other weights that were in a run's folder."""
+    for pattern in ("evaluation*.json", "report*.html"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _resume_from(args: SSLViewsTrainingArguments) -> str | bool | None:

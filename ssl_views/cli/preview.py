@@ -14,7 +14,7 @@ from ssl_views.cli.arguments import (
 from ssl_views.cli.console import say
 from ssl_views.cli.setup import decode_some, describe_views, image_limits, make_config
 from ssl_views.data.sources import load_images
-from ssl_views.evaluation.features import describe_left_out
+from ssl_views.evaluation.view_batches import describe_left_out
 from ssl_views.pixels import PixelBatch
 from ssl_views.plots import draw_view_grid
 from ssl_views.views import ViewRecipe

@@ -87,14 +87,20 @@ def load_train_and_test(
         )
     if test_split is not None:
         return train, select_images(splits, dataset, test_split, image_column)
-    fraction = min(_HELD_OUT_FRACTION, _HELD_OUT_MOST / len(train))
-    held_out = _stratified(train, fraction, _HELD_OUT_SEED)
-    if len(held_out) in (0, len(train)):
+    kept, held_out = hold_out(train)
+    if 0 in (len(kept), len(held_out)):
         raise ValueError(
             f"split {split!r} of {dataset} has {len(train)} images, too few to hold some out. Add "
             "images."
         )
-    return train.select(np.setdiff1d(np.arange(len(train)), held_out)), train.select(held_out)
+    return kept, held_out
+
+
+def hold_out(rows: "Dataset") -> "tuple[Dataset, Dataset]":
+    """Return the rows less a fifth of them, and that fifth, at most 5,000, drawn per class."""
+    fraction = min(_HELD_OUT_FRACTION, _HELD_OUT_MOST / len(rows))
+    held_out = _stratified(rows, fraction, _HELD_OUT_SEED)
+    return rows.select(np.setdiff1d(np.arange(len(rows)), held_out)), rows.select(held_out)
 
 
 def take_fraction(rows: "Dataset", fraction: float, seed: int = 0) -> "Dataset":

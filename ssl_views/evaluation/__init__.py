@@ -1,1 +1,1 @@
-"""What frozen features are worth: kNN, linear probe, effective rank."""
+"""What frozen features are worth: kNN, probes, spectrum, and pictures of them."""

@@ -1,59 +1,100 @@
-"""Frozen features: one clean view per image."""
+"""Frozen features: what a backbone gives for images, without augmentation or averaged over it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.utils import logging
 
-from ssl_views.data.dataset import MultiViewDataset
-from ssl_views.data.decode import try_to_decode
-from ssl_views.data.image_limits import LIMITS, BadImage, ImageLimits
+from ssl_views.data.image_limits import LIMITS, ImageLimits
+from ssl_views.evaluation.view_batches import Render, ViewBatches
 from ssl_views.modeling_ssl_views import SSLViewsModel
 from ssl_views.pixels import PixelBatch
+from ssl_views.statistics import gather_rows
 from ssl_views.views import ViewRecipe
 
 RAW_PIXEL_SIZE = 32
-_AT_ONCE = 32
-_NAMED = 3
+_SEED = 0  # of views that are averaged or compared: every evaluation sees the same
 
-logger = logging.get_logger(__name__)
+Precision = Literal["float32", "bfloat16", "float16"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class LabelledFeatures:
-    """Features (N, D) of a training and a test set, with labels (N,) where there are any."""
+class FeatureProtocol:
+    """How features are made.
 
-    train: Tensor
-    test: Tensor
-    train_labels: Tensor | None = None
-    test_labels: Tensor | None = None
-
-
-def labelled_features(
-    model: SSLViewsModel,
-    train: Any,
-    test: Any,
-    *,
-    batch_size: int = 256,
-    on_batch: Callable[[int], object] | None = None,
-    limits: ImageLimits = LIMITS,
-) -> LabelledFeatures:
-    """Extract the features of two sets of rows, see `extract_features`, and their labels.
-
-    Images that cannot be used have neither.
+    Attributes:
+        feature_views: 1 is one clean view per image, the largest centred square. n > 1 averages
+            the representations of the clean view and of n - 1 augmented ones, as
+            arXiv 2312.10725 does with n = 16, of training and test images: accuracies are higher,
+            and not comparable with those of one clean view.
+        precision: of the backbone's computation, by autocast, and of the features.
     """
-    recipe = ViewRecipe.for_config(model.config)
-    features, labels = [], []
-    for rows in (train, test):
-        found, kept = _extract(model, rows, recipe, batch_size, on_batch, limits)
-        known = labels_of(rows)
-        features.append(found)
-        labels.append(None if known is None else known[kept])
-    return LabelledFeatures(*features, *labels)
+
+    feature_views: int = 1
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if self.feature_views < 1:
+            raise ValueError(
+                f"feature_views must be at least 1; got {self.feature_views}. 1 is one clean view."
+            )
+        if self.precision not in _DTYPES:
+            raise ValueError(
+                f"precision must be one of {list(_DTYPES)}; got {self.precision!r}. Use bfloat16 "
+                "where float32 is slow."
+            )
+
+    @property
+    def name(self) -> str:
+        """What to call the features."""
+        return f"mean of {self.feature_views} views" if self.feature_views > 1 else "one clean view"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the features."""
+        return _DTYPES[self.precision]
+
+    def renderer(self, recipe: ViewRecipe) -> Render:
+        """Return what renders the views that are averaged."""
+        more = self.feature_views - 1
+        # A recipe has two views at least.
+        augmented = replace(recipe, num_views=max(2, more), per_view=()) if more else None
+
+        def render(pixels: PixelBatch, indices: Sequence[int]) -> Tensor:
+            clean = recipe.clean_view(pixels)[:, None]
+            if augmented is None:
+                return clean
+            sizes = pixels.heights, pixels.widths
+            records = augmented.draw(indices, *sizes, epoch=0, seed=_SEED)
+            return torch.cat([clean, augmented.render(pixels, records)[:, :more]], dim=1)
+
+        return render
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How features are extracted, which does not change them.
+
+    Attributes:
+        batch_size: views at once.
+        num_threads: that decode and render ahead of the backbone.
+        limits: which images are used.
+        on_batch: called with the number of images done since the last call.
+    """
+
+    batch_size: int = 256
+    num_threads: int = 1
+    limits: ImageLimits = LIMITS
+    on_batch: Callable[[int], object] | None = field(default=None, compare=False)
+
+
+ONE_CLEAN_VIEW = FeatureProtocol()
+EXTRACTION = Extraction()
 
 
 def extract_features(
@@ -61,62 +102,128 @@ def extract_features(
     rows: Sequence[Any] | Any,
     recipe: ViewRecipe,
     *,
-    batch_size: int = 256,
-    on_batch: Callable[[int], object] | None = None,
-    limits: ImageLimits = LIMITS,
+    protocol: FeatureProtocol = ONE_CLEAN_VIEW,
+    extraction: Extraction = EXTRACTION,
 ) -> Tensor:
-    """Return the pooled backbone output of one clean view (the largest centred square) per image.
+    """Return the pooled backbone output of images, in evaluation mode.
 
-    The model runs in evaluation mode, and is left in the mode it had. Images that cannot be used
-    are left out, and a warning names them.
+    The model is left in the mode it had. Images that cannot be used are left out, and a warning
+    names them. With several processes, each computes its share, and all get the whole.
 
     Args:
         model: gives representations.
         rows: N mappings with an encoded "image", as from `load_images`.
-        recipe: of the model: image size, channels and normalization.
-        batch_size: images at once.
-        on_batch: called with the number of images done since the last call.
-        limits: which images are used.
+        recipe: of the model: image size, channels and normalization, and views where they are
+            averaged.
+        protocol: what the features are.
+        extraction: how they are made.
 
     Returns:
-        (N, D_h) float32, on the CPU; N without those left out.
+        (n, D_h) in the precision of the protocol, on the CPU; n is N less the images left out.
 
     Raises:
         PixelFormatError: with the index and path of an image for which the user has to decide.
         ValueError: if no image can be used.
     """
-    return _extract(model, rows, recipe, batch_size, on_batch, limits)[0]
+    return features_and_places(model, rows, recipe, protocol, extraction)[0]
+
+
+def features_and_places(
+    model: SSLViewsModel,
+    rows: Sequence[Any] | Any,
+    recipe: ViewRecipe,
+    protocol: FeatureProtocol,
+    extraction: Extraction,
+) -> tuple[Tensor, Tensor]:
+    """Return what `extract_features` does, and the places (n,) of the rows, in order."""
+    render = protocol.renderer(recipe)
+    values, places = _represent(model, rows, render, protocol, extraction)
+    return values[:, 0], places
+
+
+def view_representations(
+    model: SSLViewsModel,
+    rows: Sequence[Any] | Any,
+    recipe: ViewRecipe,
+    *,
+    precision: Precision = "float32",
+    extraction: Extraction = EXTRACTION,
+) -> Tensor:
+    """Return the representations of augmented views, for statistics of how they differ.
+
+    Args:
+        model: see `extract_features`.
+        rows: see `extract_features`.
+        recipe: whose views of the largest size are drawn; the same every time.
+        precision: see `FeatureProtocol`.
+        extraction: see `extract_features`.
+
+    Returns:
+        (V, n, D_h), on the CPU.
+    """
+    num_views = len(recipe.groups[0].views)
+
+    def render(pixels: PixelBatch, indices: Sequence[int]) -> Tensor:
+        records = recipe.draw(indices, pixels.heights, pixels.widths, epoch=0, seed=_SEED)
+        return recipe.render_groups(pixels, records)[0]
+
+    protocol = FeatureProtocol(num_views, precision)
+    values, _ = _represent(model, rows, render, protocol, extraction, average=False)
+    return values.transpose(0, 1)
 
 
 @torch.no_grad()
-def _extract(
+def _represent(
     model: SSLViewsModel,
     rows: Any,
-    recipe: ViewRecipe,
-    batch_size: int,
-    on_batch: Callable[[int], object] | None,
-    limits: ImageLimits,
-) -> tuple[Tensor, list[int]]:
-    """Return features, and the places of the rows that they are of."""
+    render: Render,
+    protocol: FeatureProtocol,
+    extraction: Extraction,
+    average: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return representations (n, F, D_h), F = 1 if `average`, and the places (n,) of their rows."""
+    num_views, dtype = protocol.feature_views, protocol.dtype
+    batches = ViewBatches(
+        rows,
+        model.config.num_channels,
+        render,
+        images_at_once=max(1, extraction.batch_size // num_views),
+        num_threads=extraction.num_threads,
+        limits=extraction.limits,
+    )
+    kept = 1 if average else num_views
+    device, dim = model.device, model.representation_dim
+    reduced = protocol.precision != "float32"
     was_training = model.training
     model.eval()
-    features, kept = [], []
-    for pixels, places in _clean_views(rows, recipe, batch_size, limits):
-        output = model(pixels.to(model.device, model.dtype))
-        features.append(output.pooler_output.float().cpu())
-        kept += places
-        if on_batch is not None:
-            on_batch(len(places))
-    model.train(was_training)
-    return torch.cat(features), kept
+    values, places = [], []
+    try:
+        for views, own in batches:
+            found = torch.empty(0, kept, dim, device=device)
+            if views is not None:
+                x = views.flatten(0, 1).to(device, model.dtype)
+                with torch.autocast(device.type, dtype) if reduced else nullcontext():
+                    found = model(x).pooler_output.unflatten(0, views.shape[:2]).float()
+            if average:
+                found = found.mean(dim=1, keepdim=True)
+            found = gather_rows(found.to(dtype).flatten(1))
+            values.append(found.cpu())
+            places.append(gather_rows(torch.tensor(own, device=device, dtype=torch.int64)).cpu())
+            if extraction.on_batch is not None:
+                extraction.on_batch(len(found))
+    finally:
+        model.train(was_training)
+    place = torch.cat(places) if places else torch.empty(0, dtype=torch.int64)
+    batches.check(len(place))
+    order = place.argsort()
+    return torch.cat(values)[order].unflatten(1, (kept, dim)), place[order]
 
 
 def raw_pixels(
     rows: Sequence[Any] | Any,
     recipe: ViewRecipe,
-    batch_size: int = 256,
     *,
-    limits: ImageLimits = LIMITS,
+    extraction: Extraction = EXTRACTION,
 ) -> Tensor:
     """Return the normalized pixels of one clean view per image, (N, C * s * s) float32.
 
@@ -124,53 +231,21 @@ def raw_pixels(
     """
     size = min(recipe.image_size, RAW_PIXEL_SIZE)
     features = []
-    for pixels, _ in _clean_views(rows, recipe, batch_size, limits):
+    batches = ViewBatches(
+        rows,
+        recipe.num_channels,
+        ONE_CLEAN_VIEW.renderer(recipe),
+        images_at_once=extraction.batch_size,
+        num_threads=extraction.num_threads,
+        limits=extraction.limits,
+        shared=False,
+    )
+    for views, _ in batches:
+        if views is None:
+            continue
+        pixels = views[:, 0]
         if size < recipe.image_size:
             pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
         features.append(pixels.flatten(1))
+    batches.check(sum(map(len, features)))
     return torch.cat(features)
-
-
-def labels_of(rows: Any) -> Tensor | None:
-    """Return the labels (N,) int64 of rows, or None where one is missing, null or negative."""
-    labels = rows["label"][:] if "label" in rows.column_names else [None]
-    return None if any(label is None or label < 0 for label in labels) else torch.tensor(labels)
-
-
-def _clean_views(
-    rows: Any, recipe: ViewRecipe, batch_size: int, limits: ImageLimits
-) -> Iterator[tuple[Tensor, list[int]]]:
-    """Give clean views, a batch at a time, with the places of their rows; say what is left out."""
-    dataset = MultiViewDataset(rows)
-    bad: list[BadImage] = []
-    for start in range(0, len(rows), batch_size):
-        stop = min(start + batch_size, len(rows))
-        parts, places = [], []
-        for some in range(start, stop, _AT_ONCE):  # large images never lie in memory together
-            numbers = range(some, min(some + _AT_ONCE, stop))
-            images = []
-            for place, value, index in zip(numbers, *dataset.read(numbers), strict=True):
-                outcome = try_to_decode(value, index, recipe.num_channels, limits)
-                if isinstance(outcome, BadImage):
-                    bad.append(outcome)
-                else:
-                    images.append(outcome)
-                    places.append(place)
-            if images:
-                parts.append(recipe.clean_view(PixelBatch.of_arrays(images)))
-        if parts:
-            yield torch.cat(parts), places
-    if len(bad) == len(rows):
-        why = f" First {bad[0]}" if bad else ""
-        raise ValueError(f"there must be an image that can be used; got none of {len(rows)}.{why}")
-    if bad:
-        # Once: the same rows are evaluated again and again.
-        logger.warning_once(describe_left_out(bad, len(rows)))
-
-
-def describe_left_out(bad: Sequence[BadImage], num_images: int) -> str:
-    """Return a line on images that are left out, and one for each of the first."""
-    lines = [f"{len(bad)} of {num_images:,} images cannot be used and are left out:"]
-    lines += [f"image {e.index}{f' ({e.path})' if e.path else ''}: {e.reason}" for e in bad]
-    more = ["..."] if len(bad) > _NAMED else []
-    return "\n  ".join(lines[: _NAMED + 1] + more)

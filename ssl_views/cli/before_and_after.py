@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ssl_views.cli.console import metrics_table, protocol_line, say
-from ssl_views.data.image_limits import LIMITS, ImageLimits
 from ssl_views.data.sources import take_fraction
-from ssl_views.evaluation.features import LabelledFeatures, labelled_features, raw_pixels
+from ssl_views.evaluation.feature_sets import LabelledFeatures, labelled_features
+from ssl_views.evaluation.features import Extraction, raw_pixels
 from ssl_views.evaluation.report import evaluate_features
 from ssl_views.modeling_ssl_views import SSLViewsModel
 from ssl_views.views import ViewRecipe
@@ -15,19 +15,19 @@ from ssl_views.views import ViewRecipe
 _TRAIN, _TEST = 5000, 2000
 
 
-class Comparison:
+class BeforeAndAfter:
     """Features of some images before and after training, beside their raw pixels.
 
     Args:
         train: rows to compare with; at most 5,000 are used.
         test: rows to evaluate; at most 2,000 are used.
-        limits: which images are used.
+        extraction: how features are made.
     """
 
-    def __init__(self, train: Any, test: Any, *, limits: ImageLimits = LIMITS) -> None:
+    def __init__(self, train: Any, test: Any, extraction: Extraction) -> None:
         self.train = take_fraction(train, min(1.0, _TRAIN / len(train)))
         self.test = take_fraction(test, min(1.0, _TEST / len(test)))
-        self.limits = limits
+        self.extraction = extraction
         self._before: dict[str, LabelledFeatures] = {}
 
     def before(self, model: SSLViewsModel, name: str) -> None:
@@ -35,13 +35,15 @@ class Comparison:
         self._before = {name: self._features(model)}
 
     def _features(self, model: SSLViewsModel) -> LabelledFeatures:
-        return labelled_features(model, self.train, self.test, limits=self.limits)
+        return labelled_features(model, self.train, self.test, extraction=self.extraction)
 
     def report(self, model: SSLViewsModel, output_dir: Path) -> None:
         """Print the table and write it to summary.json."""
         recipe = ViewRecipe.for_config(model.config)
         trained = self._features(model)
-        pixels = [raw_pixels(rows, recipe, limits=self.limits) for rows in (self.train, self.test)]
+        pixels = [
+            raw_pixels(rows, recipe, extraction=self.extraction) for rows in (self.train, self.test)
+        ]
         compared = {
             "raw pixels": LabelledFeatures(
                 pixels[0], pixels[1], trained.train_labels, trained.test_labels
@@ -51,6 +53,6 @@ class Comparison:
         }
         metrics = {name: evaluate_features(f) for name, f in compared.items()}
         say("\n" + metrics_table(metrics))
-        say(protocol_line(metrics["trained backbone"]))
+        say(protocol_line(metrics["trained backbone"], why=trained.no_labels))
         summary = {name: m.as_dict() for name, m in metrics.items()}
         (output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -1,0 +1,239 @@
+"""What a run logs of itself, how often, what it costs, and what may choose a checkpoint."""
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import DatasetDict
+from safetensors.torch import load_file
+from transformers import set_seed
+from transformers.trainer_utils import IntervalStrategy
+
+from ssl_views import (
+    MultiViewCollator,
+    MultiViewDataset,
+    SSLViewsConfig,
+    SSLViewsForPreTraining,
+    SSLViewsTrainer,
+    SSLViewsTrainingArguments,
+    ViewRecipe,
+)
+from ssl_views.cli import main
+from ssl_views.cli.watching import plan_evaluations
+from ssl_views.data.sources import load_images
+
+METRICS = {"knn", "effective_rank", "alpha", "alpha_r_squared", "lidar", "view_invariance"}
+SPENT = {"train_seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images("digits").shuffle(seed=0).select(range(160))
+
+
+def new_trainer(output_dir, digits, rows=None, **values):
+    set_seed(0)
+    config = SSLViewsConfig(
+        backbone="test_resnet", image_size=32, num_channels=1, num_views=2, projector_dim=16,
+        recipe="digits",
+    )  # fmt: skip
+    defaults = {
+        "per_device_train_batch_size": 40,
+        "per_device_eval_batch_size": 20,
+        "num_train_epochs": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return SSLViewsTrainer(
+        SSLViewsForPreTraining(config),
+        SSLViewsTrainingArguments(str(output_dir), **{**defaults, **values}),
+        train_dataset=MultiViewDataset(digits.select(range(120))),
+        eval_dataset=MultiViewDataset(digits.select(range(120, 160)), epoch=0),
+        data_collator=MultiViewCollator(ViewRecipe.for_config(config)),
+        probe_train=digits.select(range(100)),
+        probe_test=rows or digits.select(range(100, 120)),
+    )
+
+
+def evaluations(history):
+    return [entry for entry in history if "eval_loss" in entry]
+
+
+def test_the_names_of_what_is_logged(digits, tmp_path):
+    trainer = new_trainer(tmp_path, digits)
+    trainer.train()
+    logged = evaluations(trainer.state.log_history)
+    assert [entry["step"] for entry in logged] == [2, 4, 6]
+    assert [entry["images_seen"] for entry in logged] == [80, 160, 240]
+    for entry in logged:
+        assert {f"eval_{name}" for name in METRICS | {"invariance", "redundancy"}} <= entry.keys()
+        assert 0 <= entry["eval_knn"] <= 1
+        assert 1 < entry["eval_effective_rank"] <= 20
+    training = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["images_seen"] for entry in training] == [40, 80, 120, 160, 200, 240]
+
+
+def test_without_labels_there_is_no_knn(digits, tmp_path):
+    bare = digits.select(range(100, 120)).remove_columns("label")
+    metrics = new_trainer(tmp_path, digits, bare).evaluate()
+    assert METRICS - {"knn"} <= {name.removeprefix("eval_") for name in metrics}
+    assert "eval_knn" not in metrics
+
+
+def test_the_time_of_training_leaves_evaluations_out(digits, tmp_path, monkeypatch):
+    trainer = new_trainer(tmp_path, digits)
+    probe = SSLViewsTrainer.probe
+
+    def slow(self):
+        time.sleep(1.5)
+        return probe(self)
+
+    monkeypatch.setattr(SSLViewsTrainer, "probe", slow)
+    start = time.perf_counter()
+    trainer.train()
+    passed = time.perf_counter() - start
+    seconds = [e["train_seconds"] for e in trainer.state.log_history if "train_seconds" in e]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[-1] < passed - 4.5
+
+
+def test_a_resumed_run_goes_on_counting(digits, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    first = new_trainer(tmp_path, digits, **saving)
+    first.train()
+    for path in tmp_path.glob("checkpoint-6"):
+        path.rename(tmp_path / "aside")
+    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    before = state["log_history"][-1]["train_seconds"]
+    resumed = new_trainer(tmp_path, digits, **saving)
+    resumed.train("auto")
+    later = [e for e in resumed.state.log_history if e["step"] > 4 and "train_seconds" in e]
+    assert all(entry["train_seconds"] > before for entry in later)
+    assert later[-1]["images_seen"] == 240
+    same = [
+        {name: value for name, value in entry.items() if name not in SPENT}
+        for trainer in (first, resumed)
+        for entry in evaluations(trainer.state.log_history)[-1:]
+    ]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize("metric", ["eval_lidar", "eval_knn"])
+def test_the_best_checkpoint_is_kept(digits, tmp_path, metric):
+    options = {"save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": True}
+    trainer = new_trainer(tmp_path, digits, metric_for_best_model=metric, **options)
+    trainer.train()
+    logged = evaluations(trainer.state.log_history)
+    best = max(logged, key=lambda entry: (entry[metric], -entry["step"]))  # of equals the first
+    assert trainer.state.best_metric == best[metric]
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best['step']}")
+    stored = load_file(Path(trainer.state.best_model_checkpoint) / "model.safetensors")
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(stored[name], value), name
+
+
+def test_tensorboard_gets_every_name(digits, tmp_path):
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    trainer = new_trainer(tmp_path, digits, report_to="tensorboard", max_steps=2)
+    trainer.train()
+    (written,) = tmp_path.rglob("events.out.tfevents.*")
+    events = event_accumulator.EventAccumulator(str(written.parent))
+    events.Reload()
+    names = set(events.Tags()["scalars"])
+    assert {f"eval/{name}" for name in METRICS} <= names
+    assert {"train/loss", "train/invariance", "train/images_seen", "train/train_seconds"} <= names
+    (knn,) = events.Scalars("eval/knn")
+    logged = evaluations(trainer.state.log_history)[0]["eval_knn"]
+    assert (knn.step, knn.value) == (2, pytest.approx(logged))
+
+
+def arguments(**values):
+    defaults = {
+        "eval_strategy": IntervalStrategy.NO,
+        "train_batch_size": 100,
+        "world_size": 2,
+        "max_steps": -1,
+        "num_train_epochs": 10,
+    }
+    return SimpleNamespace(**{**defaults, **values})
+
+
+def plan(args, share=0.04, num_images=10_000, cost=6000):
+    return plan_evaluations(args, share=share, num_images=num_images, num_views=4, cost=cost)
+
+
+def test_evaluations_stay_below_a_share_of_the_run():
+    args = arguments()
+    # 500 steps of 200 images give 4 * 3 * 100,000 passes; 4 % of them are 8 evaluations of 6,000.
+    assert plan(args) == 8
+    assert args.eval_strategy == IntervalStrategy.STEPS
+    assert args.eval_steps == 63
+    assert plan(arguments(), share=1) == 20
+    assert plan(arguments(max_steps=500, num_train_epochs=99)) == 8
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        (arguments(), {"share": 0}),
+        (arguments(num_train_epochs=1), {}),  # not even one
+        (arguments(eval_strategy=IntervalStrategy.EPOCH, eval_steps=7), {}),  # the user's
+    ],
+)
+def test_evaluations_that_are_not_planned(args, options):
+    before = vars(args).copy()
+    assert plan(args, **options) == 0
+    assert vars(args) == before
+
+
+def test_a_wrong_share_gets_a_sentence():
+    with pytest.raises(ValueError, match=r"evaluation_share must be in \[0, 1\]; got 2"):
+        plan(arguments(), share=2)
+
+
+def pretrain(folder, rows, permute):
+    test = rows["test"]
+    if permute:
+        test = test.remove_columns("label").add_column("label", test["label"][::-1])
+        test = test.cast_column("label", rows["train"].features["label"])
+    DatasetDict(train=rows["train"], test=test).save_to_disk(folder / "data")
+    words = [
+        "--backbone", "test_resnet", "--image_size", 32, "--num_views", 2, "--projector_dim", 16,
+        "--recipe", "digits", "--per_device_train_batch_size", 40, "--num_train_epochs", 3,
+        "--eval_strategy", "steps", "--eval_steps", 2, "--save_strategy", "steps",
+        "--save_steps", 2, "--load_best_model_at_end", "--metric_for_best_model", "eval_knn",
+    ]  # fmt: skip
+    words += ["--dataset", folder / "data", "--output_dir", folder / "run"]
+    assert main(["pretrain", *map(str, words)]) == 0
+    state = json.loads((folder / "run" / "trainer_state.json").read_text())
+    history = [
+        {name: value for name, value in entry.items() if name not in SPENT}
+        for entry in evaluations(state["log_history"])
+    ]
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    return (folder / "run" / "model.safetensors").read_bytes(), history, summary
+
+
+def test_test_labels_choose_no_checkpoint(digits, tmp_path, capsys):
+    """Other test labels change the final accuracies, and nothing else of a run."""
+    rows = {"train": digits.select(range(120)), "test": digits.select(range(120, 160))}
+    rows = {name: part.remove_columns("index") for name, part in rows.items()}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    weights, history, summary = pretrain(tmp_path / "a", rows, permute=False)
+    assert len(history) >= 4  # every second of 9 steps; newer transformers after the last too
+    assert all("eval_knn" in entry for entry in history)
+    other = pretrain(tmp_path / "b", rows, permute=True)
+    assert other[0] == weights
+    assert other[1] == history
+    accuracies = [s["trained backbone"]["knn"] for s in (summary, other[2])]
+    assert accuracies[0] > accuracies[1] + 0.1

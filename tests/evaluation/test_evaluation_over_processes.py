@@ -1,0 +1,106 @@
+"""Several processes share the work, and get what one does."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from processes import in_processes
+
+from ssl_views import SSLViewsConfig, SSLViewsForPreTraining, SSLViewsModel
+from ssl_views.data.sources import load_images
+from ssl_views.evaluation.feature_cache import FeatureCache
+from ssl_views.evaluation.feature_sets import labelled_features
+from ssl_views.evaluation.features import Extraction, FeatureProtocol
+from ssl_views.evaluation.probe import probe_metrics
+from ssl_views.statistics import gather_rows
+
+
+def new_config():
+    torch.manual_seed(0)
+    return SSLViewsConfig(
+        backbone="test_resnet", image_size=32, num_channels=1, num_views=2, recipe="digits"
+    )
+
+
+def sets():
+    digits = load_images("digits")
+    test = digits.select(range(100, 161))
+    damaged = test.map(
+        lambda row, i: {"image": {"bytes": b"", "path": None}} if i in (0, 40) else row,
+        with_indices=True,
+        load_from_cache_file=False,
+        new_fingerprint="damaged",
+    )
+    return digits.select(range(100)), damaged
+
+
+def measure(rank, world_size, folder):
+    torch.set_num_threads(1)
+    model = SSLViewsModel(new_config())
+    counted = []
+    extraction = Extraction(16, on_batch=counted.append)
+    found = []
+    for protocol in (FeatureProtocol(), FeatureProtocol(3, "bfloat16")):
+        features = labelled_features(model, *sets(), protocol=protocol, extraction=extraction)
+        found.append((features.train, features.test, features.test_labels, features.test_places))
+    assert sum(counted) == 2 * (100 + 59)
+    kept = [labelled_features(model, *sets(), cache=FeatureCache(folder)).train for _ in range(2)]
+    assert torch.equal(*kept)
+    metrics = probe_metrics(model, *sets(), extraction=extraction)
+    few = labelled_features(model, sets()[0].select(range(3)), sets()[1].select(range(1, 3)))
+    return found, metrics, few.train
+
+
+@pytest.mark.parametrize("several", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_change_no_metric(tmp_path, several):
+    results = []
+    for world_size in (1, several):
+        folder = tmp_path / str(world_size)
+        folder.mkdir()
+        results += in_processes(measure, world_size, folder, str(folder / "features"))
+    expected, metrics, few = results[0]
+    assert set(metrics) >= {"knn", "effective_rank", "alpha", "lidar", "view_invariance"}
+    for found, again, own in results[1:]:
+        assert again == metrics
+        assert torch.equal(own, few)
+        for mine, theirs in zip(found, expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def gather(rank, world_size):
+    rows = torch.arange(rank * (rank + 1)).reshape(rank, rank + 1)[:, :1]
+    return [
+        gather_rows(rows.to(dtype)) for dtype in (torch.float32, torch.bfloat16, torch.int64)
+    ] + [gather_rows(rows[:, 0] > 3), gather_rows(torch.empty(0, 5))]
+
+
+def test_rows_of_processes_may_differ_in_number(tmp_path):
+    for float32, bfloat16, int64, flags, empty in in_processes(gather, 3, tmp_path):
+        assert int64.tolist() == [[0], [0], [3]]
+        assert float32.tolist() == bfloat16.tolist() == [[0], [0], [3]]
+        assert (float32.dtype, bfloat16.dtype) == (torch.float32, torch.bfloat16)
+        assert flags.tolist() == [False, False, False]
+        assert empty.shape == (0, 5)
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes(tmp_path):
+    SSLViewsForPreTraining(new_config()).save_pretrained(tmp_path / "run")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    words = ["ssl_views", "evaluate", str(tmp_path / "run"), "--dataset", "digits"]
+    words += ["--feature_cache", "none", "--report", "false"]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    said, written = [], []
+    for start in ([], launcher):
+        result = subprocess.run(
+            [sys.executable, "-m", *start, *words],
+            env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        said.append(result.stdout)
+        written.append(json.loads((tmp_path / "run" / "evaluation.json").read_text()))
+    assert said[0] == said[1]
+    assert written[0] == written[1]
+    assert written[0]["knn"] > 0.5
