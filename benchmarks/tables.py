@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from statistics import mean, median
 
+from evaluation_tables import evaluation
 from fault_tables import faults
 from view_tables import loader, views, views_jpeg
 
@@ -200,10 +201,11 @@ TABLES = {  # by name: the function, and the JSON it reads
     "views_jpeg": (views_jpeg, "views"),
     "loader": (loader, "loader"),
     "faults": (faults, "faults"),
+    "evaluation": (evaluation, "evaluation"),
 }
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("losses", "views", "reliability")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("losses", "views", "reliability", "evaluation")),
 )
 BLOCK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", flags=re.DOTALL)
 

@@ -65,7 +65,6 @@ def main(argv=None):
         id2label=dict(enumerate(names)),
         label2id={name: label for label, name in enumerate(names)},
     )
-    model.config.label_names = names  # what a TimmWrapperConfig saves of them
     mode = "L" if processor.data_config["input_size"][0] == 1 else "RGB"
     trainer = Trainer(
         model,

@@ -43,7 +43,6 @@ def encoder_config(model: SSLViewsModel) -> dict[str, Any]:
         "num_classes": 0,
         "num_features": model.representation_dim,
         "do_pooling": True,
-        "label_names": [],
         "dtype": "float32",
         "model_args": model_args,
         "pretrained_cfg": {

@@ -30,7 +30,7 @@ from ssl_views.evaluation.pictures import (
 from ssl_views.spectrum import PowerLaw, fit_power_law
 
 STEPS = list(range(10, 401, 10))
-HOSTILE = ["</script>", "a$_{x}$", "new\nline\x1b\u202e", "画像", "x" * 300, "_"]
+HOSTILE = ["</script>", "a$_{$", "new\nline\x1b\u202e", "画像", "x" * 300, "_"]
 
 
 def panel_of(figure):
@@ -69,12 +69,12 @@ class TestStyle:
         for matrix in blindness.values():
             seen = [in_lab(np.clip(matrix @ color, 0, 1)) for color in linear]
             for (i, a), (j, b) in itertools.combinations(enumerate(seen), 2):
-                assert np.linalg.norm(a - b) > 10, (COLORS[i], COLORS[j])
+                assert np.linalg.norm(a - b) > 15, (COLORS[i], COLORS[j])
         assert len(set(MARKERS)) == len(MARKERS) == len(COLORS)
 
     def test_names_are_short_and_printable(self):
         names = [drawn_name(label, HOSTILE, 8) for label in range(7)]
-        assert names == ["</scrip…", "a$_{x}$", r"new\nli…", "3", "xxxxxxx…", "_", "6"]
+        assert names == ["</scrip…", "a$_{$", r"new\nli…", "3", "xxxxxxx…", "_", "6"]
         assert drawn_name(2, None, 8) == "2"
 
     def test_pictures_are_not_transparent(self):
