@@ -73,9 +73,7 @@ class SSLViewsTrainer(WatchedTrainer):
         if args.eval_strategy != "no":
             check_batch_fits("eval", kwargs.get("eval_dataset"), args.eval_batch_size, args)
         if args.process_index == 0:
-            warn_of_small_batch(
-                args.train_batch_size * args.world_size, model.config.projector_dim
-            )
+            warn_of_small_batch(args.train_batch_size * args.world_size, model.config.projector_dim)
         if args.world_size > 1:
             synchronize(model, args)
         if args.lars:

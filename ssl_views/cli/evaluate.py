@@ -22,6 +22,7 @@ from ssl_views.evaluation.features import (
     FeatureProtocol,
     view_representations,
 )
+from ssl_views.evaluation.knn import check_votes
 from ssl_views.evaluation.probe import view_rows
 from ssl_views.evaluation.report import FEW_LABELS, evaluate_features
 from ssl_views.statistics import rank
@@ -69,6 +70,7 @@ def run(argv: list[str]) -> None:
 
 
 def _evaluate(arguments: EvaluateArguments, run: Path) -> None:
+    check_votes(arguments.k, arguments.temperature)
     precision: Any = arguments.precision
     protocol = FeatureProtocol(arguments.feature_views, precision)
     limits = image_limits(arguments)

@@ -53,10 +53,9 @@ def nearest_neighbours(
     """
     check_features(train_features, "train_features")
     check_test(test_features, train_features)
-    if k < 1 or chunk_size < 1:
-        raise ValueError(
-            f"k and chunk_size must be >= 1; got {k} and {chunk_size}. 20 and {_CHUNK} are usual."
-        )
+    check_votes(k, 1)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be >= 1; got {chunk_size}. {_CHUNK} is usual.")
     k = min(k, len(train_features))
     train = _unit_rows(train_features)
     indices = torch.empty(len(test_features), k, dtype=torch.int64, device=train.device)
@@ -93,8 +92,7 @@ def knn_predictions(
             f"train_labels must be those of the images that were searched, at least {least:,}; got "
             f"{len(train_labels):,}. Give the labels of all training features."
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0; got {temperature}. 0.1 is usual.")
+    check_votes(1, temperature)
     classes, labels = train_labels.unique(return_inverse=True)
     similarity = neighbours.similarity
     weights = ((similarity - similarity[:, :1]) / temperature).exp()  # at most 1, no overflow
@@ -141,6 +139,14 @@ def knn_accuracy(
     neighbours = nearest_neighbours(train_features, test_features, k=k, chunk_size=chunk_size)
     predicted = knn_predictions(neighbours, train_labels, temperature=temperature)
     return float((predicted == test_labels).float().mean())
+
+
+def check_votes(k: int, temperature: float) -> None:
+    """Refuse a number of neighbours or a temperature that means nothing."""
+    if k < 1:
+        raise ValueError(f"k must be >= 1; got {k}. 20 is usual.")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0; got {temperature}. 0.1 is usual.")
 
 
 def _unit_rows(features: Tensor) -> Tensor:

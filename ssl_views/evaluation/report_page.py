@@ -38,7 +38,8 @@ figcaption { font-size: 0.9rem; padding: 0.6rem 0.75rem 0; }
 @media (max-width: 40rem) { body { padding: 0.5rem; } figure img { padding: 0.2rem 0; } }
 @media print { :root { color-scheme: light; --line: #ccc; --soft: #555; --card: #fff; }
   body { max-width: none; padding: 0; } .pictures { columns: auto; }
-  figure img { max-height: 14cm; max-width: 100%; width: auto; } h2 { break-after: avoid; } tr { break-inside: avoid; } }
+  figure img { max-height: 14cm; max-width: 62%; width: auto; }
+  h2 { break-after: avoid; } tr { break-inside: avoid; } }
 """
 
 

@@ -211,6 +211,11 @@ class TestConfusion:
         assert "20 of 30 classes" in panel.get_xlabel()
         assert panel.get_images()[0].get_array()[0, :2].tolist() == [90, 10]
 
+    def test_hostile_names(self):
+        panel = panel_of(draw_confusion(torch.arange(6), torch.arange(6), HOSTILE))
+        expected = [drawn_name(label, HOSTILE, 16) for label in range(6)]
+        assert [t.get_text() for t in panel.get_yticklabels()] == expected
+
     def test_most_confused(self, classes):
         labels, predicted = classes
         matrix = confusion_matrix(labels, predicted)
