@@ -65,7 +65,7 @@ def evaluation(result):
     return [
         *lines,
         "",
-        f"{result['dataset']}, a ResNet-18 after {result['max_steps']} steps; one seed. Peak memory "
-        "is that of the whole process. "
+        f"{result['dataset']}, a ResNet-18 after {result['max_steps']} steps; one seed. Peak "
+        "memory is that of the whole process. "
         f"{machine['cores']} cores of an {machine['processor']}; torch {versions['torch']}.",
     ]

@@ -16,6 +16,7 @@ from ssl_views.evaluation.picture_style import (
     COLORS,
     MARKERS,
     SMALL_FONT,
+    WIDTH,
     drawn_name,
     new_figure,
 )
@@ -24,6 +25,7 @@ _AGREES, _DIFFERS = (COLORS[0], "\N{CHECK MARK}"), (COLORS[1], "\N{BALLOT X}")
 _GAP = 0.3  # between an image and its neighbours, in widths of an image
 _TILE, _FRAME = 0.88, 0.93  # sides, likewise, of an image and of its frame
 _ROW, _HEADER = 1.28, 0.3  # heights, likewise
+_LEAST_COLUMNS = 6  # fewer images are not drawn larger
 _NAME = 10  # characters below an image
 _PCA_DIM = 50
 _PERPLEXITY = 30.0
@@ -65,9 +67,9 @@ def draw_neighbours(
     """
     if not rows:
         raise ValueError("rows must hold at least one image with neighbours; got none.")
-    columns = 1 + max(len(neighbours) for _, neighbours in rows)
+    columns = max(_LEAST_COLUMNS, *(1 + len(neighbours) for _, neighbours in rows))
     width, height = columns + _GAP, _HEADER + _ROW * len(rows)
-    figure = new_figure(5.2 * height / width)
+    figure = new_figure(WIDTH * height / width)
     panel = figure.subplots()
     panel.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
     panel.set_axis_off()
@@ -167,7 +169,7 @@ def draw_map(
     xy = ((points - centre) / side + 0.5).cpu().numpy()
     ends = [(low - _MARGIN, high + _MARGIN) for low, high in zip(xy.min(0), xy.max(0), strict=True)]
     (left, right), (bottom, top) = ends
-    figure = new_figure(5.2 * (top - bottom) / (right - left) + (0 if labels is None else 1.1))
+    figure = new_figure(WIDTH * (top - bottom) / (right - left) + (0 if labels is None else 1.1))
     panel = figure.subplots()
     panel.set(xlim=ends[0], ylim=ends[1], aspect="equal", xticks=[], yticks=[])
     if labels is None:

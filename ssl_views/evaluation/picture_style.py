@@ -15,7 +15,7 @@ MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 # One hue ordered by lightness: also readable in grey.
 COLOR_MAP = "cividis"
 SMALL_FONT = 9  # points; the least, for phones show a picture at about 0.7 of its size
-_WIDTH = 5.2  # inches
+WIDTH = 5.2  # inches, of every picture
 
 
 def new_figure(height: float = 3.2) -> Figure:
@@ -24,7 +24,7 @@ def new_figure(height: float = 3.2) -> Figure:
     Args:
         height: inches.
     """
-    return Figure(figsize=(_WIDTH, height), layout="constrained")
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def png_of(figure: Figure, dpi: int = 150) -> bytes:

@@ -155,6 +155,9 @@ def draw_confusion(
         labels: (M,) int64, the true classes, down.
         predicted: (M,) int64, across.
         class_names: by label.
+
+    Raises:
+        ValueError: if labels and predictions are not of the same images.
     """
     classes, counts = _confusion(labels, predicted)
     num_classes, note = len(classes), ""
@@ -199,6 +202,9 @@ def most_confused(
         predicted: (M,) int64.
         class_names: by label; without, the labels are the names.
         num: pairs at most.
+
+    Raises:
+        ValueError: as `draw_confusion`.
 
     Example:
         >>> labels, predicted = torch.tensor([0, 0, 0, 0, 1]), torch.tensor([0, 1, 1, 1, 1])
