@@ -18,13 +18,17 @@ import torch
 from tqdm import tqdm
 from transformers import set_seed
 
-from ssl_views import SSLViewsConfig, ViewRecipe
+from ssl_views import (
+    Extraction,
+    SSLViewsConfig,
+    SSLViewsModel,
+    ViewRecipe,
+    few_label_accuracies,
+    labelled_features,
+)
 from ssl_views.data.sources import load_train_and_test
-from ssl_views.evaluation.feature_sets import labelled_features
-from ssl_views.evaluation.features import Extraction, raw_pixels
-from ssl_views.evaluation.few_labels import few_label_accuracies
+from ssl_views.evaluation.features import raw_pixels
 from ssl_views.evaluation.intervals import interval_of_mean
-from ssl_views.modeling_ssl_views import SSLViewsModel
 
 
 def load(folder):

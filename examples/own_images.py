@@ -30,12 +30,15 @@ from ssl_views import (
     ViewRecipe,
     export_encoder,
 )
-from ssl_views.data.sources import load_train_and_test, take_fraction
+from ssl_views.data.sources import hold_out, load_train_and_test, take_fraction
 
 
 def pretrain(args):
     set_seed(42)
     train, test = load_train_and_test(args.images)  # a fifth, at most 5,000, is held out
+    # Evaluations report the rank and spectrum of features; in class folders, kNN accuracy too. Only
+    # training images may vote and be voted on, for a checkpoint may be chosen by it.
+    probe_train, probe_test = hold_out(take_fraction(train, min(1.0, 5000 / len(train))))
     config = SSLViewsConfig(backbone=args.backbone, image_size=args.image_size, recipe="imagenet")
     trainer = SSLViewsTrainer(
         SSLViewsForPreTraining(config),
@@ -51,9 +54,8 @@ def pretrain(args):
         train_dataset=MultiViewDataset(train),
         eval_dataset=MultiViewDataset(test, epoch=0),
         data_collator=MultiViewCollator(ViewRecipe.for_config(config)),
-        # Evaluations report the rank and spectrum of features; in class folders, kNN accuracy too.
-        probe_train=take_fraction(train, min(1.0, 5000 / len(train))),
-        probe_test=test,
+        probe_train=probe_train,
+        probe_test=probe_test,
     )
     trainer.train("auto")
     trainer.save_model()  # for ssl-views evaluate and compare

@@ -19,9 +19,15 @@ from ssl_views import (
     SSLViewsTrainer,
     SSLViewsTrainingArguments,
     ViewRecipe,
+    evaluate_features,
     export_encoder,
+    labelled_features,
 )
 from ssl_views.data.sources import load_train_and_test, take_fraction
+
+
+def evaluate(model, train, test):
+    return evaluate_features(labelled_features(model.ssl_views, train, test), linear_probe=False)
 
 
 def main(argv=None):
@@ -52,24 +58,19 @@ def main(argv=None):
             num_train_epochs=args.epochs,
             learning_rate=args.learning_rate,
             per_device_train_batch_size=args.batch_size,
-            per_device_eval_batch_size=min(args.batch_size, len(test)),
             bf16=torch.cuda.is_available(),
         ),
         train_dataset=MultiViewDataset(train),
-        eval_dataset=MultiViewDataset(test, epoch=0),
         data_collator=MultiViewCollator(ViewRecipe.for_config(config)),
-        probe_train=take_fraction(train, min(1.0, 5000 / len(train))),
-        probe_test=test,
     )
-    before = trainer.evaluate()
+    known = take_fraction(train, min(1.0, 5000 / len(train)))
+    before = evaluate(trainer.model, known, test)
     trainer.train("auto")
-    after = trainer.evaluate()
+    after = evaluate(trainer.model, known, test)
     folder = export_encoder(trainer.model, f"{args.output_dir}/encoder")
-    for name in ("eval_knn", "eval_effective_rank"):
-        if name in before:  # kNN needs labels
-            print(
-                f"{name.removeprefix('eval_')}: {before[name]:.3g} before, {after[name]:.3g} after"
-            )
+    if before.knn is not None:  # it needs labels
+        print(f"knn: {before.knn:.1%} before, {after.knn:.1%} after")
+    print(f"effective_rank: {before.effective_rank:.3g} before, {after.effective_rank:.3g} after")
     print("encoder in", folder)
 
 

@@ -27,7 +27,7 @@ from ssl_views import (
     ViewRecipe,
     export_encoder,
 )
-from ssl_views.data.sources import load_train_and_test
+from ssl_views.data.sources import hold_out, load_train_and_test, take_fraction
 
 
 def read_tile(path):
@@ -84,6 +84,8 @@ def main(argv=None):
     if not (args.output_dir / "dataset").is_dir():
         convert(args.tiles, args.output_dir / "dataset")
     train, test = load_train_and_test(str(args.output_dir / "dataset"))
+    # Evaluations look at training images alone: test images choose nothing.
+    probe_train, probe_test = hold_out(take_fraction(train, min(1.0, 5000 / len(train))))
     pixels = train.shuffle(seed=0)[:200]["image"] / 255
     mean, std = pixels.mean(axis=(0, 1, 2)), pixels.std(axis=(0, 1, 2))
     config = SSLViewsConfig(
@@ -107,8 +109,8 @@ def main(argv=None):
         train_dataset=MultiViewDataset(train),
         eval_dataset=MultiViewDataset(test, epoch=0),
         data_collator=MultiViewCollator(ViewRecipe.for_config(config)),
-        probe_train=train,
-        probe_test=test,
+        probe_train=probe_train,
+        probe_test=probe_test,
     )
     trainer.train("auto")
     folder = export_encoder(trainer.model, args.output_dir / "encoder")

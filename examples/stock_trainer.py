@@ -5,6 +5,7 @@ python examples/stock_trainer.py path/to/images --max_steps 1000
 
 import argparse
 
+import torch
 from transformers import Trainer, TrainingArguments
 
 from ssl_views import (
@@ -41,6 +42,7 @@ def main(argv=None):
             max_steps=args.max_steps,
             learning_rate=1e-3,
             dataloader_drop_last=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=False,
             report_to="none",
         ),

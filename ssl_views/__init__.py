@@ -12,7 +12,13 @@ from ssl_views.loss_modules import BarlowTwinsLoss, KernelLoss, VICRegLoss
 from ssl_views.losses import LossTerms, barlow_twins_loss, kernel_loss, vicreg_loss
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining, SSLViewsModel, SSLViewsOutput
 from ssl_views.projector import Projector
-from ssl_views.spectrum import effective_rank
+from ssl_views.spectrum import (
+    effective_rank,
+    eigenspectrum,
+    fit_power_law,
+    invariance_per_dimension,
+    lidar,
+)
 from ssl_views.view_records import ViewRecords
 from ssl_views.views import ViewRecipe
 
@@ -26,9 +32,13 @@ if TYPE_CHECKING:
     from ssl_views.data.image_roots import allow_images_below
     from ssl_views.data.loader import MultiViewLoader
     from ssl_views.data.sources import load_images
-    from ssl_views.evaluation.features import extract_features
+    from ssl_views.evaluation.feature_cache import FeatureCache
+    from ssl_views.evaluation.feature_sets import LabelledFeatures, labelled_features
+    from ssl_views.evaluation.features import Extraction, FeatureProtocol, extract_features
+    from ssl_views.evaluation.few_labels import few_label_accuracies
     from ssl_views.evaluation.knn import knn_accuracy
-    from ssl_views.evaluation.linear_probe import linear_probe_accuracy
+    from ssl_views.evaluation.linear_probe import fit_linear_probe, linear_probe_accuracy
+    from ssl_views.evaluation.report import evaluate_features
     from ssl_views.export import export_encoder
     from ssl_views.trainer import SSLViewsTrainer
     from ssl_views.training_args import SSLViewsTrainingArguments
@@ -39,7 +49,11 @@ _LAZY = {
     "BadImage": "data.image_limits",
     "BadImages": "data.bad_images",
     "EpochCallback": "callbacks",
+    "Extraction": "evaluation.features",
+    "FeatureCache": "evaluation.feature_cache",
+    "FeatureProtocol": "evaluation.features",
     "ImageLimits": "data.image_limits",
+    "LabelledFeatures": "evaluation.feature_sets",
     "MultiViewCollator": "data.collator",
     "MultiViewDataset": "data.dataset",
     "MultiViewIterableDataset": "data.dataset",
@@ -48,9 +62,13 @@ _LAZY = {
     "SSLViewsTrainer": "trainer",
     "SSLViewsTrainingArguments": "training_args",
     "allow_images_below": "data.image_roots",
+    "evaluate_features": "evaluation.report",
     "export_encoder": "export",
     "extract_features": "evaluation.features",
+    "few_label_accuracies": "evaluation.few_labels",
+    "fit_linear_probe": "evaluation.linear_probe",
     "knn_accuracy": "evaluation.knn",
+    "labelled_features": "evaluation.feature_sets",
     "linear_probe_accuracy": "evaluation.linear_probe",
     "load_images": "data.sources",
 }
@@ -60,8 +78,12 @@ __all__ = [
     "BadImages",
     "BarlowTwinsLoss",
     "EpochCallback",
+    "Extraction",
+    "FeatureCache",
+    "FeatureProtocol",
     "ImageLimits",
     "KernelLoss",
+    "LabelledFeatures",
     "LossTerms",
     "MultiViewCollator",
     "MultiViewDataset",
@@ -81,10 +103,18 @@ __all__ = [
     "allow_images_below",
     "barlow_twins_loss",
     "effective_rank",
+    "eigenspectrum",
+    "evaluate_features",
     "export_encoder",
     "extract_features",
+    "few_label_accuracies",
+    "fit_linear_probe",
+    "fit_power_law",
+    "invariance_per_dimension",
     "kernel_loss",
     "knn_accuracy",
+    "labelled_features",
+    "lidar",
     "linear_probe_accuracy",
     "load_images",
     "vicreg_loss",

@@ -18,6 +18,7 @@ from ssl_views.data.dataset import MultiViewDataset
 from ssl_views.data.image_limits import LIMITS
 from ssl_views.data.loader import MultiViewLoader
 from ssl_views.evaluation.features import Extraction, Precision
+from ssl_views.evaluation.history import forget_results
 from ssl_views.evaluation.probe import probe_metrics
 from ssl_views.micro_batches import loss_by_micro_batches
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
@@ -177,10 +178,12 @@ class SSLViewsTrainer(WatchedTrainer):
             self._stop_threads()
 
     def _choose(self, wanted: str | Path | bool | None) -> Path | None:
-        """Choose a checkpoint; a new run starts a new list of bad images."""
+        """Choose a checkpoint; a new run starts with a list of no bad images and no results."""
         folder = super()._choose(wanted)
-        if folder is None and self.bad_images is not None:
-            self.bad_images.clear()
+        if folder is None:
+            forget_results(Path(str(self.args.output_dir)))
+            if self.bad_images is not None:
+                self.bad_images.clear()
         return folder
 
     def _stop_threads(self) -> None:
@@ -249,7 +252,7 @@ class SSLViewsTrainer(WatchedTrainer):
         if self.probe_train is None or self.probe_test is None:
             return {}
         args = self.args
-        precision: Precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+        precision: Precision = "bfloat16" if args.bf16 else "float32"
         extraction = Extraction(
             args.eval_batch_size * self._ssl_model.config.num_views,
             max(1, args.view_threads),

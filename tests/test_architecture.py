@@ -164,7 +164,7 @@ def test_examples_in_docstrings_run(module):
     assert results.failed == 0
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/views.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/views.md", "docs/evaluation.md"])
 def test_python_blocks_of_the_documents_run(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / document).read_text()

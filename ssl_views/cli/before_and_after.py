@@ -1,6 +1,7 @@
 """The table at the end of a run: was it worth it?"""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from ssl_views.cli.console import metrics_table, protocol_line, say
 from ssl_views.data.sources import take_fraction
 from ssl_views.evaluation.feature_sets import LabelledFeatures, labelled_features
 from ssl_views.evaluation.features import Extraction, raw_pixels
+from ssl_views.evaluation.history import write_whole
 from ssl_views.evaluation.report import evaluate_features
 from ssl_views.modeling_ssl_views import SSLViewsModel
 from ssl_views.views import ViewRecipe
@@ -37,17 +39,20 @@ class BeforeAndAfter:
     def _features(self, model: SSLViewsModel) -> LabelledFeatures:
         return labelled_features(model, self.train, self.test, extraction=self.extraction)
 
-    def report(self, model: SSLViewsModel, output_dir: Path) -> None:
+    def after(self, model: SSLViewsModel) -> None:
+        """Keep the features of the trained model."""
+        self._recipe = ViewRecipe.for_config(model.config)
+        self._trained = self._features(model)
+
+    def report(self, output_dir: Path) -> None:
         """Print the table and write it to summary.json."""
-        recipe = ViewRecipe.for_config(model.config)
-        trained = self._features(model)
+        trained = self._trained
         pixels = [
-            raw_pixels(rows, recipe, extraction=self.extraction) for rows in (self.train, self.test)
+            raw_pixels(rows, self._recipe, extraction=self.extraction)
+            for rows in (self.train, self.test)
         ]
         compared = {
-            "raw pixels": LabelledFeatures(
-                pixels[0], pixels[1], trained.train_labels, trained.test_labels
-            ),
+            "raw pixels": replace(trained, train=pixels[0], test=pixels[1]),
             **self._before,
             "trained backbone": trained,
         }
@@ -55,4 +60,4 @@ class BeforeAndAfter:
         say("\n" + metrics_table(metrics))
         say(protocol_line(metrics["trained backbone"], why=trained.no_labels))
         summary = {name: m.as_dict() for name, m in metrics.items()}
-        (output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_whole(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")

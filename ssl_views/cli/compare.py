@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ssl_views.cli.arguments import flag, make_parser, read_arguments
 from ssl_views.cli.console import say
-from ssl_views.evaluation.history import RunHistory
+from ssl_views.evaluation.history import RunHistory, write_whole
 from ssl_views.evaluation.intervals import Interval
 from ssl_views.evaluation.run_comparison import (
     GroupSummary,
@@ -18,6 +18,7 @@ from ssl_views.evaluation.run_comparison import (
     is_accuracy,
     title_of,
 )
+from ssl_views.naming import printable
 
 _ALSO_SHOWN = "linear_probe"
 _NAME_WIDTH = 20
@@ -56,8 +57,8 @@ def run(argv: list[str]) -> None:
         say(_about_faster(comparison))
     output.parent.mkdir(parents=True, exist_ok=True)
     numbers = output.with_suffix(".json")
-    numbers.write_text(json.dumps(comparison.as_dict(), indent=2) + "\n")
-    say(f"written to {numbers}")
+    write_whole(numbers, json.dumps(comparison.as_dict(), indent=2) + "\n")
+    say(f"written to {printable(str(numbers))}")
     runs = [run for group in comparison.groups for run in group.group.runs]
     if not any(f"eval_{comparison.metric}" in run.names for run in runs):
         say(f"no picture: {comparison.metric} was not evaluated in training")
@@ -67,7 +68,7 @@ def run(argv: list[str]) -> None:
         from ssl_views.evaluation.comparison_picture import draw_comparison
 
         output.write_bytes(draw_comparison(comparison))
-        say(f"written to {output}")
+        say(f"written to {printable(str(output))}")
 
 
 def comparison_table(comparison: RunComparison) -> list[str]:
@@ -148,5 +149,5 @@ def _about_faster(comparison: RunComparison) -> str:
     target = _value(comparison.metric, comparison.target)
     return (
         f"faster: training time until {title_of(comparison.metric)} in training is {target}, the "
-        "last value of 1"
+        "last value of 1; times can be compared on the same hardware only"
     )

@@ -22,6 +22,7 @@ from ssl_views.evaluation.features import (
     FeatureProtocol,
     view_representations,
 )
+from ssl_views.evaluation.history import write_whole
 from ssl_views.evaluation.knn import check_votes
 from ssl_views.evaluation.probe import view_rows
 from ssl_views.evaluation.report import FEW_LABELS, evaluate_features
@@ -74,7 +75,13 @@ def _evaluate(arguments: EvaluateArguments, run: Path) -> None:
     precision: Any = arguments.precision
     protocol = FeatureProtocol(arguments.feature_views, precision)
     limits = image_limits(arguments)
+    if not arguments.feature_cache:
+        raise ValueError("feature_cache must be a folder, auto or none; got an empty name.")
     model = load_run(str(run))
+    own = "" if protocol.feature_views == 1 else f"_{protocol.name.replace(' ', '_')}"
+    output, report = run / f"evaluation{own}.json", run / f"report{own}.html"
+    if rank() == 0:
+        _check_writable(run)
     train, test = load_train_and_test(
         arguments.dataset,
         split=arguments.split,
@@ -104,8 +111,9 @@ def _evaluate(arguments: EvaluateArguments, run: Path) -> None:
         )
     if rank() > 0:
         return
+    features = features.to(model.device)
     metrics = evaluate_features(
-        features.to(model.device),
+        features,
         views=views.to(model.device),
         k=arguments.k,
         temperature=arguments.temperature,
@@ -129,11 +137,13 @@ def _evaluate(arguments: EvaluateArguments, run: Path) -> None:
         **asdict(protocol),
         "k": arguments.k,
         "temperature": arguments.temperature,
+        "compared_views": len(views),
+        "view_images": views.shape[1],
         "dataset": arguments.dataset,
+        "split": arguments.split,
+        "test_split": arguments.test_split,
     }
-    own = "" if protocol.feature_views == 1 else f"_{protocol.name.replace(' ', '_')}"
-    output = run / f"evaluation{own}.json"
-    output.write_text(json.dumps({**metrics.as_dict(), "protocol": how}, indent=2) + "\n")
+    write_whole(output, json.dumps({**metrics.as_dict(), "protocol": how}, indent=2) + "\n")
     say(f"written to {output}")
     if not arguments.report:
         return
@@ -142,7 +152,19 @@ def _evaluate(arguments: EvaluateArguments, run: Path) -> None:
         return
     from ssl_views.evaluation.run_report import Evaluated, write_report  # needs matplotlib
 
-    report = run / f"report{own}.html"
     evaluated = Evaluated(run, model.config, metrics, how, features, train, test, limits)
     write_report(report, evaluated)
     say(f"pictures in {report}")
+
+
+def _check_writable(folder: Path) -> None:
+    """Check that results can be written, before they are computed."""
+    probe = folder / ".writable"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"results are written into the run's folder, which must allow it; got {error}. Copy "
+            "the run, or change its permissions."
+        ) from error

@@ -19,7 +19,7 @@ from ssl_views.cli.arguments import (
 from ssl_views.cli.before_and_after import BeforeAndAfter
 from ssl_views.cli.console import say
 from ssl_views.cli.setup import describe_views, image_limits, make_config
-from ssl_views.cli.watching import plan_evaluations
+from ssl_views.cli.watching import describe_evaluations, plan_evaluations
 from ssl_views.data.cache import PixelCache
 from ssl_views.data.collator import MultiViewCollator
 from ssl_views.data.dataset import MultiViewDataset, MultiViewIterableDataset
@@ -31,7 +31,7 @@ from ssl_views.data.sources import (
     load_train_and_test,
     take_fraction,
 )
-from ssl_views.evaluation.features import Extraction
+from ssl_views.evaluation.features import COMPARED_VIEWS, Extraction
 from ssl_views.evaluation.probe import NUM_VIEW_IMAGES
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
 from ssl_views.trainer import SSLViewsTrainer
@@ -87,15 +87,14 @@ def run(argv: list[str]) -> None:
     else:
         cache = _cache(train, source, config.num_channels, args, limits)
         dataset = MultiViewDataset(train, cache=cache)
-    number = 0
     if compared:
-        own = config.num_views * (len(compared.test) + NUM_VIEW_IMAGES)
-        number = plan_evaluations(
+        looked_at = sum(map(len, probed)) + COMPARED_VIEWS * NUM_VIEW_IMAGES
+        plan_evaluations(
             args,
             share=watch.evaluation_share,
             num_images=len(train),
             num_views=config.num_views,
-            cost=own + len(probed[0]) + len(probed[1]),
+            cost=config.num_views * len(compared.test) + looked_at,
         )
     model = SSLViewsForPreTraining(config, pretrained_backbone=model_args.pretrained_backbone)
     trainer = SSLViewsTrainer(
@@ -108,38 +107,34 @@ def run(argv: list[str]) -> None:
         probe_test=probed[1] if compared else None,
     )
     checkpoint = trainer.choose_checkpoint(_resume_from(args))
-    if trainer.is_world_process_zero():
+    main = trainer.is_world_process_zero()
+    if main:
         count = "a stream of" if source.streaming else f"{len(train):,}"
         held_out = "" if source.streaming else f", {len(test):,} others to evaluate"
         say(f"{count} images from {source.dataset}{held_out}; {describe_views(config)}")
         say(f"views by the {engine_name('torch' if args.render_on_device else 'auto')} engine")
         say(f"{config.backbone}, projector {config.projector_dim}, loss {config.loss}")
-        if args.eval_steps and number:
-            say(f"evaluated every {args.eval_steps:g} steps; kNN among training images alone")
         if compared:
-            start = "pretrained" if model_args.pretrained_backbone else "untrained"
-            compared.before(model.ssl_views, f"{start} backbone")
+            say(describe_evaluations(args, watch.evaluation_share))
+    if compared:  # every process extracts a share of the features
+        start = "pretrained" if model_args.pretrained_backbone else "untrained"
+        compared.before(model.ssl_views, f"{start} backbone")
+    output_dir = Path(str(args.output_dir))
     trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.is_world_process_zero():
-        output_dir = Path(str(args.output_dir))
-        _forget_evaluations(output_dir)
+    if main:
         trainer.save_model(str(output_dir))
         trainer.save_state()
         say(f"saved to {output_dir}")
         if trainer.bad_images:
             say(f"{len(trainer.bad_images)} images could not be used: {trainer.bad_images.path}")
+    if compared:
+        compared.after(model.ssl_views)
+    if main:
         if compared:
-            compared.report(model.ssl_views, output_dir)
+            compared.report(output_dir)
         say("\nNext:")
         say("  " + command_line("evaluate", str(output_dir), *data_flags(source)))
         say("  " + command_line("export", str(output_dir), "encoder"))
-
-
-def _forget_evaluations(folder: Path) -> None:
-    """Delete what was said of other weights that were in a run's folder."""
-    for pattern in ("evaluation*.json", "report*.html"):
-        for path in folder.glob(pattern):
-            path.unlink()
 
 
 def _resume_from(args: SSLViewsTrainingArguments) -> str | bool | None:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_views.callbacks import no_progress_bars
+from ssl_views.checkpoints import checkpoints_by_step
 from ssl_views.cli.arguments import (
     DataArguments,
     ModelArguments,
@@ -176,10 +177,13 @@ def load_run(folder: str) -> SSLViewsModel:
     path = Path(folder) / "config.json"
     stored = json.loads(path.read_text()) if path.is_file() else {}
     if stored.get("model_type") != SSLViewsConfig.model_type:
-        raise ValueError(
-            f"{folder!r} holds no config.json of a run. Give the --output_dir of ssl-views "
-            "pretrain."
+        saved = checkpoints_by_step(Path(folder))
+        advice = (
+            f"Its newest checkpoint is {str(saved[-1])!r}: give that"
+            if saved
+            else "Give the --output_dir of ssl-views pretrain"
         )
+        raise ValueError(f"{folder!r} holds no config.json of a run. {advice}.")
     with no_progress_bars():
         model = SSLViewsModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     if torch.accelerator.is_available():

@@ -10,8 +10,8 @@ _PER_TRAINED_VIEW = 3  # forward passes that training on a view takes
 
 def plan_evaluations(
     args: SSLViewsTrainingArguments, *, share: float, num_images: int, num_views: int, cost: int
-) -> int:
-    """Set how often to evaluate, evenly over the run, and return it; flags of the user win.
+) -> None:
+    """Set how often to evaluate, evenly over the run; flags of the user win.
 
     As often as keeps the views that evaluations give to the backbone below a share of what training
     does, counted in forward passes, but at most 20 times.
@@ -28,7 +28,10 @@ def plan_evaluations(
             f"evaluation_share must be in [0, 1]; got {share}. 0 turns evaluations off."
         )
     if args.eval_strategy != IntervalStrategy.NO:
-        return 0
+        return
+    if args.eval_steps:
+        args.eval_strategy = IntervalStrategy.STEPS
+        return
     batch = args.train_batch_size * args.world_size
     steps = int(args.max_steps)
     if steps <= 0:
@@ -38,4 +41,15 @@ def plan_evaluations(
     if number > 0:
         args.eval_strategy = IntervalStrategy.STEPS
         args.eval_steps = -(-steps // number)
-    return number
+
+
+def describe_evaluations(args: SSLViewsTrainingArguments, share: float) -> str:
+    """Say how often the run is evaluated."""
+    among = "kNN among training images alone"
+    if args.eval_strategy == IntervalStrategy.STEPS and args.eval_steps is not None:
+        unit = "steps" if args.eval_steps >= 1 else "of the steps"
+        return f"evaluated every {args.eval_steps:g} {unit}; {among}"
+    if args.eval_strategy != IntervalStrategy.NO:
+        return f"evaluated every {args.eval_strategy.value}; {among}"
+    why = "evaluation_share is 0" if share == 0 else "the run is short; --eval_steps N does it"
+    return f"not evaluated while it trains: {why}"

@@ -85,11 +85,12 @@ def labelled_features(
     (train_features, train_places), (test_features, test_places) = (
         _cached_features(model, rows, protocol, extraction, cache) for rows in (train, test)
     )
+    labels = labels.of_images(train_places, test_places)
     return LabelledFeatures(
         train_features,
         test_features,
-        None if labels.train is None else labels.train[train_places],
-        None if labels.test is None else labels.test[test_places],
+        labels.train,
+        labels.test,
         train_places,
         test_places,
         labels.class_names,
@@ -117,6 +118,8 @@ def _cached_features(
                 extraction.on_batch(len(found[0]))
             return found
     made = features_and_places(model, rows, recipe, protocol, extraction)
-    if cache is not None and key is not None and rank() == 0:
+    # Images left out today may be there tomorrow, and are to be named every time.
+    whole = len(made[1]) == len(rows)
+    if cache is not None and key is not None and whole and rank() == 0:
         cache.write(key, *made)
     return made

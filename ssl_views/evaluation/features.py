@@ -17,6 +17,7 @@ from ssl_views.statistics import gather_rows
 from ssl_views.views import ViewRecipe
 
 RAW_PIXEL_SIZE = 32
+COMPARED_VIEWS = 4
 _SEED = 0  # of views that are averaged or compared: every evaluation sees the same
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -92,6 +93,13 @@ class Extraction:
     limits: ImageLimits = LIMITS
     on_batch: Callable[[int], object] | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_threads < 1:
+            raise ValueError(
+                "batch_size and num_threads must be at least 1; got "
+                f"{self.batch_size} and {self.num_threads}. 256 and 1 are the defaults."
+            )
+
 
 ONE_CLEAN_VIEW = FeatureProtocol()
 EXTRACTION = Extraction()
@@ -151,23 +159,26 @@ def view_representations(
 ) -> Tensor:
     """Return the representations of augmented views, for statistics of how they differ.
 
+    Always of as many views, whatever a run trains on, for LiDAR depends on their number; drawn from
+    the numbers that the recipe's views share, and the same every time.
+
     Args:
         model: see `extract_features`.
         rows: see `extract_features`.
-        recipe: whose views of the largest size are drawn; the same every time.
+        recipe: of the model.
         precision: see `FeatureProtocol`.
         extraction: see `extract_features`.
 
     Returns:
-        (V, n, D_h), on the CPU.
+        (COMPARED_VIEWS, n, D_h), on the CPU.
     """
-    num_views = len(recipe.groups[0].views)
+    augmented = replace(recipe, num_views=COMPARED_VIEWS, per_view=())
 
     def render(pixels: PixelBatch, indices: Sequence[int]) -> Tensor:
-        records = recipe.draw(indices, pixels.heights, pixels.widths, epoch=0, seed=_SEED)
-        return recipe.render_groups(pixels, records)[0]
+        records = augmented.draw(indices, pixels.heights, pixels.widths, epoch=0, seed=_SEED)
+        return augmented.render(pixels, records)
 
-    protocol = FeatureProtocol(num_views, precision)
+    protocol = FeatureProtocol(COMPARED_VIEWS, precision)
     values, _ = _represent(model, rows, render, protocol, extraction, average=False)
     return values.transpose(0, 1)
 
@@ -196,7 +207,8 @@ def _represent(
     reduced = protocol.precision != "float32"
     was_training = model.training
     model.eval()
-    values, places = [], []
+    values = torch.empty(len(batches.dataset), kept * dim, dtype=dtype)
+    used = torch.zeros(len(values), dtype=torch.bool)
     try:
         for views, own in batches:
             found = torch.empty(0, kept, dim, device=device)
@@ -206,17 +218,17 @@ def _represent(
                     found = model(x).pooler_output.unflatten(0, views.shape[:2]).float()
             if average:
                 found = found.mean(dim=1, keepdim=True)
-            found = gather_rows(found.to(dtype).flatten(1))
-            values.append(found.cpu())
-            places.append(gather_rows(torch.tensor(own, device=device, dtype=torch.int64)).cpu())
+            found = gather_rows(found.to(dtype).flatten(1)).cpu()
+            places = gather_rows(torch.tensor(own, device=device, dtype=torch.int64)).cpu()
+            values[places], used[places] = found, True
             if extraction.on_batch is not None:
                 extraction.on_batch(len(found))
     finally:
         model.train(was_training)
-    place = torch.cat(places) if places else torch.empty(0, dtype=torch.int64)
-    batches.check(len(place))
-    order = place.argsort()
-    return torch.cat(values)[order].unflatten(1, (kept, dim)), place[order]
+    batches.check(int(used.sum()))
+    if not used.all():
+        values = values[used]
+    return values.unflatten(1, (kept, dim)), used.nonzero()[:, 0]
 
 
 def raw_pixels(

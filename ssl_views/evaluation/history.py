@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ssl_views.checkpoints import CheckpointError, checkpoints_by_step, read_manifest
-from ssl_views.naming import did_you_mean
+from ssl_views.naming import did_you_mean, printable
 
 _STATE = "trainer_state.json"
+_RECORD, _EVALUATION = "run.json", "evaluation.json"
 _AXES = ("step", "epoch", "images_seen", "train_seconds")
+_RESULTS = re.compile(
+    r"(trainer_state|run|summary|evaluation(_mean_of_[0-9]+_views)?)\.json"
+    r"|report(_mean_of_[0-9]+_views)?\.html"
+)
+_FEATURES = re.compile(r"[0-9a-f]{32}\.safetensors")  # of a feature cache
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ class RunHistory:
         folder: of the run.
         state: content of its newest trainer_state.json.
         record: what makes two runs the same, see `run_record`; None where it was not written.
-        evaluation: what `ssl-views evaluate` wrote; None where it has not run.
+        evaluation: what `ssl-views evaluate` wrote; None where it has not run, or where training
+            went on since.
     """
 
     folder: Path
@@ -80,13 +89,14 @@ class RunHistory:
                 "checkpoint or its end."
             )
         newest = max(states, key=lambda place: states[place]["global_step"])  # of equals the first
-        record = _read_object(folder / "run.json")
-        return cls(
-            folder,
-            states[newest],
-            _manifest_record([newest, *checkpoints[::-1]]) if record is None else record,
-            _read_object(folder / "evaluation.json"),
-        )
+        went_on = newest in checkpoints and folder in states
+        record = _manifest_record([newest]) if newest in checkpoints else None
+        if record is None:
+            record = _read_object(folder / _RECORD)
+        if record is None:
+            record = _manifest_record([newest, *checkpoints[::-1]])
+        evaluation = None if went_on else _read_object(folder / _EVALUATION)
+        return cls(folder, states[newest], record, evaluation)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -115,7 +125,8 @@ class RunHistory:
         if name not in self.names:
             raise ValueError(
                 f"a series must be one of the log; {str(self.folder)!r} has no {name!r}."
-                f"{did_you_mean(name, self.names)} It has {', '.join(self.names) or 'nothing'}."
+                f"{did_you_mean(name, self.names)} It has "
+                f"{printable(', '.join(self.names)) or 'nothing'}."
             )
         logged = [e for e in self.state["log_history"] if _is_finite(e.get(name))]
         by_step = {int(entry["step"]): entry for entry in logged}
@@ -138,6 +149,28 @@ class RunHistory:
         """Return the last value of "step", "epoch", "images_seen" or "train_seconds", or None."""
         found = [e[axis] for e in self.state["log_history"] if _is_finite(e.get(axis))]
         return float(max(found)) if found else None
+
+
+def forget_results(folder: Path) -> None:
+    """Delete the files of a run folder that describe earlier weights, for a new run starts there.
+
+    Args:
+        folder: of the run; it may be missing. Other files stay, kept features are deleted.
+    """
+    for place, names in ((folder, _RESULTS), (folder / "features", _FEATURES)):
+        for path in list(place.iterdir()) if place.is_dir() else ():
+            if names.fullmatch(path.name) and path.is_file():
+                path.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, UTF-8; it appears whole, or an earlier one stays."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _is_finite(value: Any) -> bool:

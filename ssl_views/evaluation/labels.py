@@ -23,6 +23,18 @@ class Labels(NamedTuple):
     class_names: tuple[str, ...] | None
     missing: str
 
+    def of_images(self, train: Tensor, test: Tensor) -> "Labels":
+        """Return the labels of some images, by their places; one class alone says nothing."""
+        if self.train is None or self.test is None:
+            return self
+        labels = self.train[train]
+        if len(labels.unique()) > 1:
+            return self._replace(train=labels, test=self.test[test])
+        label = int(labels[0])
+        named = label if self.class_names is None else repr(self.class_names[label])
+        why = f"all {len(labels):,} training images have one label, {named}"
+        return self._replace(train=None, test=None, missing=why)
+
 
 def labels_of(rows: Any) -> Tensor | None:
     """Return the labels (N,) int64 of rows, -1 where one is null; None without a column."""
@@ -60,11 +72,6 @@ def find_labels(train: Any, test: Any) -> Labels:
             why = f"{missing:,} of {len(labels):,} {kind} images have no label"
         if why:
             break
-    train_labels = found["training"]
-    if not why and train_labels is not None and len(train_labels.unique()) < 2:
-        label = int(train_labels[0])
-        named = repr(names[label]) if names else label
-        why = f"all {len(train_labels):,} training images have one label, {named}"
     if why:
         return Labels(None, None, names, why)
-    return Labels(train_labels, found["test"], names, "")
+    return Labels(found["training"], found["test"], names, "")

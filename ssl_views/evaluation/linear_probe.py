@@ -117,7 +117,7 @@ def fit_linear_probe(
     std, mean = torch.std_mean(features, dim=0)
     rounding = _ROUNDING * torch.finfo(features.dtype).eps * mean.abs()
     std = torch.where(std > rounding, std, torch.inf)
-    inputs = (features - mean) / std
+    inputs = (features - mean).div_(std)
     classes, labels = train_labels.unique(return_inverse=True)
     weights = inputs.new_zeros(inputs.shape[1] + 1, len(classes))
     if weight_decay is None:

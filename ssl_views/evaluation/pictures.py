@@ -27,7 +27,6 @@ History = Mapping[str, tuple[Sequence[float | None], Sequence[float | None]]]
 
 _TERMS = ("loss", "invariance", "redundancy", "orthogonality", "variance", "covariance")
 _PANEL_HEIGHT = 1.4  # inches
-_LONG_DASHES: dict[str, Any] = {"color": "0.35", "linestyle": (0, (6, 3)), "linewidth": 1.2}
 _DECADES = 8  # of eigenvalues that are shown
 _MOST_NUMBERS, _MOST_CLASSES = 12, 20  # of a confusion matrix
 _NAME = 16  # characters
@@ -67,18 +66,17 @@ def draw_terms(history: History) -> Figure:
     return figure
 
 
-def draw_effective_rank(history: History, most: int | None) -> Figure:
+def draw_effective_rank(history: History) -> Figure:
     """Draw the effective rank of features and of embeddings against the step.
 
     Args:
         history: as of `draw_terms`, with "eval_effective_rank" and "embedding_effective_rank".
-        most: the largest possible effective rank of features, a dashed line.
 
     Raises:
         ValueError: if there is no such value.
     """
     names = {
-        "eval_effective_rank": "features (test images)",
+        "eval_effective_rank": "features",
         "embedding_effective_rank": "embeddings (training)",
     }
     parts = {name: _points(history, name) for name in names}
@@ -90,11 +88,7 @@ def draw_effective_rank(history: History, most: int | None) -> Figure:
     panel = figure.subplots()
     for number, (name, label) in enumerate(names.items()):
         _draw_line(panel, *parts[name], number, label)
-    heights = [ys for _, ys in parts.values()]
-    if most is not None:
-        panel.axhline(most, label=f"most of features ({most})", **_LONG_DASHES)
-        heights.append(np.array([float(most)]))
-    _choose_scale(panel, heights)
+    _choose_scale(panel, [ys for _, ys in parts.values()])
     panel.set_ylabel("effective rank")
     _tidy(panel)
     _label_steps(panel)

@@ -74,6 +74,13 @@ class Metrics(Spread):
         return {**asdict(self), "few_labels": named or None}
 
 
+def _of_fractions(values: list[float]) -> Interval:
+    mean, low, high, n = interval_of_mean(values)
+    if low is None or high is None:
+        return Interval(mean, low, high, n)
+    return Interval(mean, max(0.0, low), min(1.0, high), n)
+
+
 def spread_of(features: Tensor, views: Tensor | None = None) -> Spread:
     """Compute what needs no labels.
 
@@ -116,10 +123,12 @@ def evaluate_features(
         k: neighbours of kNN.
         temperature: of kNN.
         linear_probe: also fit a linear probe, which takes longest.
-        few_labels: shares of the labels to fit further linear probes to.
+        few_labels: shares of the labels to fit further linear probes to; one that leaves less than
+            an image per class is left out.
     """
     knn = probe = weight_decay = few = None
     if features.train_labels is not None and features.test_labels is not None:
+        num_classes = len(features.train_labels.unique())
         parts = (features.train, features.train_labels, features.test, features.test_labels)
         knn = knn_accuracy(*parts, k=k, temperature=temperature)
         if linear_probe:
@@ -127,8 +136,9 @@ def evaluate_features(
             weight_decay = classifier.weight_decay
             probe = float((classifier.predict(parts[2]) == parts[3]).float().mean())
         few = {
-            str(share): interval_of_mean(few_label_accuracies(*parts, share=share))
+            str(share): _of_fractions(few_label_accuracies(*parts, share=share))
             for share in few_labels
+            if share * len(features.train) >= num_classes
         }
     return Metrics(
         **asdict(spread_of(features.test, views)),

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ssl_views.evaluation.run_groups import printable
+from ssl_views.naming import printable
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 # A browser then loads nothing but the pictures in the file, whatever a class or folder is called.

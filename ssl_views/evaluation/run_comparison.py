@@ -8,10 +8,13 @@ from typing import Any
 
 from ssl_views.evaluation.history import RunHistory
 from ssl_views.evaluation.intervals import Interval, interval_of_mean
-from ssl_views.evaluation.run_groups import MeanCurve, RunGroup, group_runs, printable
-from ssl_views.naming import did_you_mean
+from ssl_views.evaluation.run_groups import MeanCurve, RunGroup, group_runs
+from ssl_views.naming import did_you_mean, printable
 
-_SMALL_IS_GOOD = ("loss", "invariance", "redundancy", "variance", "covariance", "runtime")
+_SMALL_IS_GOOD = (
+    "loss", "invariance", "redundancy", "orthogonality", "variance", "covariance",  # its terms
+    "alpha", "runtime",
+)  # fmt: skip
 _ACCURACIES = ("knn", "linear_probe")
 _FEW_LABELS = "few_labels_"
 _NO_METRICS = ("num_train", "num_test", "feature_dim", "linear_probe_weight_decay")
@@ -199,11 +202,15 @@ def _evaluated(run: RunHistory) -> dict[str, float]:
 
 
 def _protocol(run: RunHistory) -> dict[str, Any]:
-    """Return what makes numbers of two evaluation.json comparable."""
+    """Return what makes numbers of two evaluation.json comparable.
+
+    That is not the name of the data set, which may be a path with many spellings.
+    """
     stored = run.evaluation or {}
     sizes = {name: stored.get(name) for name in ("num_train", "num_test")}
     protocol = stored.get("protocol")
-    return {**sizes, **(protocol if isinstance(protocol, Mapping) else {})}
+    named = protocol if isinstance(protocol, Mapping) else {}
+    return {**sizes, **{name: value for name, value in named.items() if name != "dataset"}}
 
 
 def _choose_source(runs: Sequence[RunHistory], metric: str) -> tuple[bool, list[str]]:
@@ -222,9 +229,11 @@ def _choose_source(runs: Sequence[RunHistory], metric: str) -> tuple[bool, list[
         ]
     logged = any(f"eval_{metric}" in run.names for run in runs)
     if not without:
-        listed = "; ".join(
-            f"{name}: " + ", ".join(dict.fromkeys(str(p.get(name)) for p in protocols))
-            for name in differing
+        listed = printable(
+            "; ".join(
+                f"{name}: " + ", ".join(dict.fromkeys(str(p.get(name)) for p in protocols))
+                for name in differing
+            )
         )
         if not logged:
             raise ValueError(
@@ -249,8 +258,9 @@ def _unknown_metric(
             f"is none in {_folders(without)}. Run ssl-views evaluate for them too."
         )
     return ValueError(
-        f"metric must be one that runs have; got {metric!r}.{did_you_mean(metric, known)} They "
-        f"have {', '.join(known) or 'none: train with --eval_strategy epoch'}."
+        "only what runs log after eval_, or have in evaluation.json, can be compared; got "
+        f"{metric!r}.{did_you_mean(metric, known)} They have "
+        f"{printable(', '.join(known)) or 'none: train with --eval_strategy epoch'}."
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ssl_views.evaluation.history import RunHistory, Series
 from ssl_views.evaluation.intervals import Interval, interval_of_mean
+from ssl_views.naming import printable
 
 _SEEDS = ("seed", "views.seed")
 _MOST_IN_NAME = 3
@@ -96,13 +97,6 @@ def group_runs(histories: Sequence[RunHistory]) -> list[RunGroup]:
     ]
 
 
-def printable(text: str) -> str:
-    """Return a text whose control characters and the like are written as Python escapes them."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
-
-
 def _values(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of a record by dotted name, sorted, without the seeds."""
     values: dict[str, Any] = {}
@@ -123,12 +117,15 @@ def _names(groups: list[list[RunHistory]]) -> list[str]:
         name = first.folder.resolve().name
         name = name if folders.count(name) == 1 else str(first.folder)
         more = f" and {len(others)} more" if others else ""
-        names.append(_cut(printable(name), _LONGEST_NAME - len(more)) + more)
+        names.append(_end_of(printable(name), _LONGEST_NAME - len(more)) + more)
     recorded = [place for place, (first, *_) in enumerate(groups) if first.record is not None]
     told_apart = _differences([_values(groups[place][0].record or {}) for place in recorded])
     for place, name in zip(recorded, told_apart, strict=False):
         names[place] = name
-    return names
+    return [
+        name if names.count(name) == 1 else f"{name} ({place + 1})"
+        for place, name in enumerate(names)
+    ]
 
 
 def _differences(groups: list[dict[str, Any]]) -> list[str]:
@@ -171,9 +168,12 @@ def _follows(key: str, keys: Sequence[str], groups: list[dict[str, Any]]) -> boo
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return "none"
     text = printable(value) if isinstance(value, str) else json.dumps(value)
-    return "none" if value is None else _cut(text, _LONGEST_VALUE)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def _end_of(path: str, most: int) -> str:
+    """Return the end of a path, where paths of runs differ."""
+    return path if len(path) <= most else f"...{path[3 - most :]}"

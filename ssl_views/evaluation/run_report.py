@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from ssl_views.data.dataset import MultiViewDataset
 from ssl_views.data.decode import decode_pixels
 from ssl_views.data.image_limits import ImageLimits
 from ssl_views.evaluation.feature_sets import LabelledFeatures
-from ssl_views.evaluation.history import RunHistory
+from ssl_views.evaluation.history import RunHistory, write_whole
 from ssl_views.evaluation.image_pictures import (
     draw_map,
     draw_neighbours,
@@ -24,6 +25,7 @@ from ssl_views.evaluation.image_pictures import (
     thumbnail_places,
 )
 from ssl_views.evaluation.knn import Neighbours, knn_predictions, nearest_neighbours
+from ssl_views.evaluation.metric_meanings import explained
 from ssl_views.evaluation.picture_style import png_of
 from ssl_views.evaluation.pictures import (
     draw_confusion,
@@ -40,6 +42,7 @@ from ssl_views.views import ViewRecipe
 
 _QUERIES, _NEIGHBOURS = 10, 5
 _VIEW_ROWS = 4
+_SHOWN_SIDE = 160  # pixels
 _LEAST_MAPPED = 5
 
 
@@ -72,6 +75,20 @@ class Evaluated:
         values, _ = MultiViewDataset(rows).read(places)
         return [decode_pixels(v, self.config.num_channels, self.limits) for v in values]
 
+    def small_images(self, rows: Any, places: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """Return them one by one shrunk to what a picture shows."""
+        return [_shrink(self.images(rows, [place])[0]) for place in places]
+
+
+def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    factor = max(image.shape[:2]) / _SHOWN_SIDE
+    if factor <= 1:
+        return image
+    size = [max(1, round(side / factor)) for side in image.shape[:2]]
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    small = F.interpolate(pixels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    return small.round().to(torch.uint8).numpy()
+
 
 def write_report(path: Path, evaluated: Evaluated) -> None:
     """Write a report as one HTML file; it appears whole.
@@ -98,13 +115,11 @@ def write_report(path: Path, evaluated: Evaluated) -> None:
     page = report_page(
         title=f"Evaluation of {evaluated.run}",
         facts=_facts(evaluated, history),
-        metrics=_explained(evaluated.metrics),
+        metrics=explained(evaluated.metrics),
         pictures=pictures,
         notes=notes,
     )
-    aside = path.with_suffix(".part")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, page)
 
 
 def _facts(evaluated: Evaluated, history: RunHistory | None) -> dict[str, str]:
@@ -128,75 +143,14 @@ def _facts(evaluated: Evaluated, history: RunHistory | None) -> dict[str, str]:
     return facts
 
 
-def _explained(metrics: Metrics) -> list[tuple[str, str, str]]:
-    """Return name, value and meaning of the metrics that there are."""
-    rows: list[tuple[str, str | None, str]] = [
-        ("kNN", _percent(metrics.knn), "Right votes of the nearest training images; no training."),
-        (
-            "linear probe",
-            _percent(metrics.linear_probe),
-            f"Test accuracy of a linear classifier on all {metrics.num_train:,} training images; "
-            f"weight decay {metrics.linear_probe_weight_decay:g}, chosen on training images."
-            if metrics.linear_probe_weight_decay is not None
-            else "",
-        ),
-    ]
-    for share, few in (metrics.few_labels or {}).items():
-        spread = f" ± {100 * (few.high - few.mean):.1f}" if few.high is not None else ""
-        rows.append(
-            (
-                f"linear probe, {100 * float(share):g} % of the labels",
-                f"{100 * few.mean:.1f}{spread} %",
-                f"The same with few labels: mean and 95 % interval over {few.n} draws of them.",
-            )
-        )
-    most = min(metrics.feature_dim, metrics.num_test)
-    rows.append(
-        (
-            "effective rank",
-            f"{metrics.effective_rank:.1f} of {most}",
-            "RankMe: how many directions the features use. Near 1 they have collapsed.",
-        )
-    )
-    if metrics.alpha is not None and metrics.alpha_ranks is not None:
-        first, last = metrics.alpha_ranks
-        rows.append(
-            (
-                "alpha",
-                f"{metrics.alpha:.2f}",
-                f"Decay of their eigenspectrum, fitted to ranks {first} to {last} with R2 "
-                f"{metrics.alpha_r_squared:.2f}. Near 1 is often good; large means few directions.",
-            )
-        )
-    if metrics.lidar is not None:
-        rows += [
-            (
-                "LiDAR",
-                f"{metrics.lidar:.1f}",
-                "How many directions tell images apart, beyond what differs between their views. "
-                "Compare runs of one backbone; near 1 they have collapsed.",
-            ),
-            (
-                "view invariance",
-                f"{metrics.view_invariance:.2f}",
-                "Correlation of a feature between two views of an image: 1 if augmentation does "
-                "not change it, 0 if it depends on nothing else.",
-            ),
-        ]
-    return [(name, value, meaning) for name, value, meaning in rows if value is not None]
-
-
-def _percent(value: float | None) -> str | None:
-    return None if value is None else f"{100 * value:.1f} %"
-
-
 def _of_images(evaluated: Evaluated, neighbours: Neighbours) -> Iterator[ReportPicture]:
     features = evaluated.features
     places = np.linspace(0, len(features.test) - 1, min(_QUERIES, len(features.test))).astype(int)
     queries, found = places.tolist(), neighbours.indices[places].cpu()[:, :_NEIGHBOURS]
     train_rows = _rows_of(features.train_places, found.flatten().tolist())
-    shown = evaluated.images(evaluated.train, train_rows)
-    own = evaluated.images(evaluated.test, _rows_of(features.test_places, queries))
+    test_rows = _rows_of(features.test_places, queries)
+    shown = evaluated.small_images(evaluated.train, train_rows)
+    own = evaluated.small_images(evaluated.test, test_rows)
     width = found.shape[1]
     rows = [(image, shown[i * width : (i + 1) * width]) for i, image in enumerate(own)]
     labels = None
@@ -212,7 +166,8 @@ def _of_images(evaluated: Evaluated, neighbours: Neighbours) -> Iterator[ReportP
         + (" A check mark: the class agrees; a cross: it does not." if labels else ""),
     )
     recipe = ViewRecipe.for_config(evaluated.config)
-    some = [torch.from_numpy(image).permute(2, 0, 1) for image in own[:_VIEW_ROWS]]
+    whole = evaluated.images(evaluated.test, test_rows[:_VIEW_ROWS])
+    some = [torch.from_numpy(image).permute(2, 0, 1) for image in whole]
     buffer = BytesIO()
     draw_view_grid(some, recipe).save(buffer, format="png", optimize=True)
     yield ReportPicture(
@@ -243,7 +198,7 @@ def _of_training(evaluated: Evaluated, history: RunHistory | None) -> Iterator[R
     if {"eval_effective_rank", "embedding_effective_rank"} & logged.keys():
         yield ReportPicture(
             "Effective rank",
-            png_of(draw_effective_rank(logged, evaluated.metrics.feature_dim)),
+            png_of(draw_effective_rank(logged)),
             "The effective rank of features and embeddings against the training step.",
             "A fall towards 1 is collapse. When it has levelled off, more steps change little.",
         )
@@ -268,7 +223,8 @@ def _of_features(evaluated: Evaluated, neighbours: Neighbours, k: int) -> Iterat
         if labels is None:
             chosen = thumbnail_places(points)
             rows = _rows_of(features.test_places, places[chosen].tolist())
-            thumbnails = dict(zip(chosen, evaluated.images(evaluated.test, rows), strict=True))
+            shown = evaluated.small_images(evaluated.test, rows)
+            thumbnails = dict(zip(chosen, shown, strict=True))
         yield ReportPicture(
             "Map",
             png_of(draw_map(points, labels, features.class_names, thumbnails)),

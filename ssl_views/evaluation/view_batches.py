@@ -12,6 +12,7 @@ from transformers.utils import logging
 from ssl_views.data.dataset import MultiViewDataset
 from ssl_views.data.decode import try_to_decode
 from ssl_views.data.image_limits import LIMITS, BadImage, ImageLimits
+from ssl_views.naming import printable
 from ssl_views.pixels import PixelBatch
 from ssl_views.statistics import rank, world_size
 
@@ -115,19 +116,28 @@ class ViewBatches:
             ValueError: if there were none.
         """
         self.bad.sort(key=lambda error: error.index)
+        num_bad = len(self.dataset) - num_used
         if num_used == 0:
             why = f" First {self.bad[0]}" if self.bad else ""
             raise ValueError(
                 f"there must be an image that can be used; got none of {len(self.dataset)}.{why}"
             )
-        if self.bad:
+        if num_bad and rank() == 0:
             # Once: the same rows are evaluated again and again.
-            logger.warning_once(describe_left_out(self.bad, len(self.dataset)))
+            logger.warning_once(describe_left_out(self.bad, len(self.dataset), num_bad))
 
 
-def describe_left_out(bad: Sequence[BadImage], num_images: int) -> str:
-    """Return a line on images that are left out, and one for each of the first."""
-    lines = [f"{len(bad)} of {num_images:,} images cannot be used and are left out:"]
-    lines += [f"image {e.index}{f' ({e.path})' if e.path else ''}: {e.reason}" for e in bad]
-    more = ["..."] if len(bad) > _NAMED else []
-    return "\n  ".join(lines[: _NAMED + 1] + more)
+def describe_left_out(bad: Sequence[BadImage], num_images: int, num_bad: int | None = None) -> str:
+    """Return a line on images that are left out, and one for each of the first.
+
+    Args:
+        bad: those that this process has seen.
+        num_images: of all.
+        num_bad: of all processes.
+    """
+    count = len(bad) if num_bad is None else num_bad
+    lines = [f"{count} of {num_images:,} images cannot be used and are left out:"]
+    for e in bad[:_NAMED]:
+        named = f" ({e.path})" if e.path else ""
+        lines.append(printable(f"image {e.index}{named}: {e.reason}"))
+    return "\n  ".join([*lines, "..."] if len(lines) <= count else lines)

@@ -29,6 +29,11 @@ PROTOCOL = {
     "precision": "float32",
     "k": 20,
     "temperature": 0.1,
+    "compared_views": 4,
+    "view_images": 64,
+    "dataset": "digits",
+    "split": "train",
+    "test_split": None,
 }
 
 

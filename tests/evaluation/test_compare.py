@@ -6,12 +6,17 @@ import sys
 
 import numpy as np
 import pytest
+from datasets import DatasetDict
 from PIL import Image
 from run_folders import evaluation_of, record_of, write_checkpoint, write_run
 from scipy import stats
 
 from ssl_views.cli import main
+from ssl_views.cli.before_and_after import BeforeAndAfter
+from ssl_views.data.sources import load_images
+from ssl_views.evaluation import comparison_picture
 from ssl_views.evaluation.history import RunHistory
+from ssl_views.evaluation.picture_style import png_of
 from ssl_views.evaluation.run_comparison import compare_runs
 
 SMALL = {"projector_dim": 64, "projector_hidden_dims": [64]}
@@ -20,6 +25,12 @@ SMALL = {"projector_dim": 64, "projector_hidden_dims": [64]}
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _coarse_pictures(monkeypatch):
+    """They are drawn in a fraction of the time."""
+    monkeypatch.setattr(comparison_picture, "png_of", lambda figure: png_of(figure, dpi=50))
 
 
 def compared(*folders, metric="knn"):
@@ -36,7 +47,7 @@ def is_picture(path, num_panels=3):
     """Whether a PNG is not blank, and high enough for its panels."""
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    assert pixels.shape[0] > 300 * num_panels
+    assert pixels.shape[0] > 100 * num_panels
     return len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
@@ -84,6 +95,13 @@ class TestNumbers:
         assert [group.best for group in found.groups] == [4, 5]
         assert found.groups[1].times_faster == 2  # 5 at step 100 and not 200
 
+    @pytest.mark.parametrize(
+        ("metric", "best"), [("orthogonality", 4), ("alpha", 4), ("alpha_r_squared", 9)]
+    )
+    def test_what_is_best(self, tmp_path, metric, best):
+        folder = write_run(tmp_path / "a", [9, 4, 5], name=f"eval_{metric}")
+        assert compared(folder, metric=metric).groups[0].best == best
+
     def test_evaluations_of_one_protocol_give_the_last_values(self, tmp_path):
         folders = three_seeds(tmp_path)
         for place, folder in enumerate(folders):
@@ -111,7 +129,17 @@ class TestNumbers:
         with pytest.raises(ValueError, match=r"which is of evaluation\.json only"):
             compared(*folders, metric="linear_probe")
 
-    @pytest.mark.parametrize("changes", [{"k": 5}, {"num_test": 1000}, {"precision": "bfloat16"}])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"k": 5},
+            {"num_test": 1000},
+            {"precision": "bfloat16"},
+            {"compared_views": 2},
+            {"split": "all"},
+            {"test_split": "x"},
+        ],
+    )
     def test_protocols_are_not_mixed(self, tmp_path, changes):
         first = write_run(tmp_path / "a", [0.5], record_of(), evaluation=evaluation_of(0.9))
         second = write_run(
@@ -123,6 +151,21 @@ class TestNumbers:
         assert f"differs in protocol ({name}: " in found.notes[0]
         assert found.groups[0].metrics["knn"].mean == pytest.approx(0.55)
         with pytest.raises(ValueError, match=f"they differ in {name}: "):
+            compared(first, second, metric="linear_probe")
+
+    def test_a_data_set_may_be_spelled_in_many_ways(self, tmp_path):
+        folders = [
+            write_run(tmp_path / name, [0.5], evaluation=evaluation_of(0.9, dataset=name))
+            for name in ("images", "images.d")
+        ]
+        assert compared(*folders).from_evaluation
+
+    def test_what_a_protocol_says_is_printable(self, tmp_path):
+        first = write_run(tmp_path / "a", [0.5], evaluation=evaluation_of(0.9))
+        other = evaluation_of(0.9, split="\x1b[2J")
+        second = write_run(tmp_path / "b", [0.5], evaluation=other)
+        assert r"(split: train, \x1b[2J)" in compared(first, second).notes[0]
+        with pytest.raises(ValueError, match=r"differ in split: train, \\x1b\[2J\."):
             compared(first, second, metric="linear_probe")
 
     def test_without_labels_there_is_no_accuracy(self, tmp_path):
@@ -199,6 +242,7 @@ class TestCommand:
         assert large.split()[:7] == ["1", "projector_dim=256", "3", "52.0", "±", "5.0", "%"]
         assert small.split()[-4:] == ["5.0", "min", "2.0", "x"]
         assert "until kNN in training is 52.0 %, the last value of 1" in out
+        assert "times can be compared on the same hardware only" in out
         assert is_picture(output)
         stored = json.loads(output.with_suffix(".json").read_text())
         assert stored["metric"] == "knn"
@@ -275,6 +319,7 @@ class TestCommand:
         ("words", "message"),
         [
             (["a", "--metric", "knm"], "got 'knm'. Did you mean 'knn'? They have knn"),
+            (["a", "--metric", "loss"], "only what runs log after eval_, or have in evaluation"),
             (["a", "none"], "there is no folder 'none'"),
             (["."], "must hold trainer_state.json"),
             (["a", "a"], "every run must come once; 'a' comes twice"),
@@ -289,8 +334,15 @@ class TestCommand:
         assert message in err
         assert not (tmp_path / "comparison.json").exists()
 
-    def test_two_trained_runs(self, tmp_path, capsys):
-        words = ["--max_steps", "2", "--per_device_train_batch_size", "16"]
+    def test_two_trained_runs(self, tmp_path, capsys, monkeypatch):
+        # Its linear probes take half of the time.
+        monkeypatch.setattr(BeforeAndAfter, "report", lambda self, folder: None)
+        digits = load_images("digits").shuffle(seed=0).select(range(80))
+        DatasetDict(
+            train=digits.select(range(60)), test=digits.select(range(60, 80))
+        ).save_to_disk(tmp_path / "data")  # fmt: skip
+        words = ["--dataset", "data", "--max_steps", "2", "--per_device_train_batch_size", "16"]
+        words += ["--use_cpu", "--image_size", "16", "--num_views", "2", "--recipe", "digits"]
         words += ["--backbone", "test_resnet", "--eval_strategy", "steps", "--eval_steps", "1"]
         for dim in ("8", "16"):
             folder = ["--output_dir", f"dim{dim}", "--projector_dim", dim]

@@ -17,6 +17,9 @@ from ssl_views.evaluation.features import Extraction, FeatureProtocol
 from ssl_views.evaluation.probe import probe_metrics
 from ssl_views.statistics import gather_rows
 
+LAUNCHER = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
 
 def new_config():
     torch.manual_seed(0)
@@ -37,6 +40,18 @@ def sets():
     return digits.select(range(100)), damaged
 
 
+def check_gathered_rows(rank, world_size):
+    """Process r has r rows of r."""
+    expected = [[r, r] for r in range(world_size) for _ in range(r)]
+    rows = torch.full((rank, 2), rank)
+    for dtype in (torch.float32, torch.bfloat16, torch.int64):
+        found = gather_rows(rows.to(dtype))
+        assert found.dtype == dtype
+        assert found.tolist() == expected
+    assert gather_rows(rows[:, 0] > 0).tolist() == [True] * len(expected)
+    assert gather_rows(torch.empty(0, 5)).shape == (0, 5)
+
+
 def measure(rank, world_size, folder):
     torch.set_num_threads(1)
     model = SSLViewsModel(new_config())
@@ -51,6 +66,7 @@ def measure(rank, world_size, folder):
     assert torch.equal(*kept)
     metrics = probe_metrics(model, *sets(), extraction=extraction)
     few = labelled_features(model, sets()[0].select(range(3)), sets()[1].select(range(1, 3)))
+    check_gathered_rows(rank, world_size)
     return found, metrics, few.train
 
 
@@ -70,34 +86,33 @@ def test_processes_change_no_metric(tmp_path, several):
             assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
-def gather(rank, world_size):
-    rows = torch.arange(rank * (rank + 1)).reshape(rank, rank + 1)[:, :1]
-    return [
-        gather_rows(rows.to(dtype)) for dtype in (torch.float32, torch.bfloat16, torch.int64)
-    ] + [gather_rows(rows[:, 0] > 3), gather_rows(torch.empty(0, 5))]
-
-
-def test_rows_of_processes_may_differ_in_number(tmp_path):
-    for float32, bfloat16, int64, flags, empty in in_processes(gather, 3, tmp_path):
-        assert int64.tolist() == [[0], [0], [3]]
-        assert float32.tolist() == bfloat16.tolist() == [[0], [0], [3]]
-        assert (float32.dtype, bfloat16.dtype) == (torch.float32, torch.bfloat16)
-        assert flags.tolist() == [False, False, False]
-        assert empty.shape == (0, 5)
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_compared_with_its_start(tmp_path):
+    """All processes extract the features of the table, and of evaluations."""
+    words = ["pretrain", "--backbone", "test_resnet", "--max_steps", "4", "--eval_steps", "2"]
+    words += ["--per_device_train_batch_size", "16", "--num_views", "2", "--projector_dim", "8"]
+    words += ["--output_dir", str(tmp_path / "run"), "--ddp_timeout", "120"]
+    result = subprocess.run(
+        [sys.executable, "-m", *LAUNCHER, "ssl_views", *words],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("trained backbone") == 2  # untrained and trained, once each
+    assert "step 4: loss" in result.stdout + result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["untrained backbone"]["knn"] > 0.5
 
 
 @pytest.mark.slow
 def test_the_command_in_two_processes(tmp_path):
     SSLViewsForPreTraining(new_config()).save_pretrained(tmp_path / "run")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     words = ["ssl_views", "evaluate", str(tmp_path / "run"), "--dataset", "digits"]
     words += ["--feature_cache", "none", "--report", "false"]
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     said, written = [], []
-    for start in ([], launcher):
+    for start in ([], LAUNCHER):
         result = subprocess.run(
             [sys.executable, "-m", *start, *words],
-            env=environment, capture_output=True, text=True, check=True,
+            env=ENVIRONMENT, capture_output=True, text=True, check=True,
         )  # fmt: skip
         said.append(result.stdout)
         written.append(json.loads((tmp_path / "run" / "evaluation.json").read_text()))

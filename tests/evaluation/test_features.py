@@ -2,12 +2,21 @@
 
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features
+from PIL import Image
 from safetensors import safe_open
 
-from ssl_views import SSLViewsConfig, SSLViewsModel, ViewRecipe, extract_features
+from ssl_views import (
+    SSLViewsConfig,
+    SSLViewsModel,
+    ViewRecipe,
+    allow_images_below,
+    extract_features,
+)
 from ssl_views.data.decode import decode_pixels
 from ssl_views.data.image_limits import LIMITS, ImageLimits, PixelFormatError
 from ssl_views.data.sources import load_images
@@ -88,19 +97,20 @@ def test_views_of_a_recipe_with_local_views_can_be_averaged_and_compared(photos)
     averaged = extract_features(model, rows, recipe_of(model), protocol=FeatureProtocol(4))
     assert averaged.shape == (3, 96)
     views = view_representations(model, rows, recipe_of(model))
-    assert views.shape == (2, 3, 96)  # the two global ones
+    assert views.shape == (4, 3, 96)  # all global
 
 
 def test_view_representations_are_the_models(model, digits):
     rows, recipe = digits.select(range(6)), recipe_of(model)
     found = view_representations(model, rows, recipe, extraction=Extraction(9))
-    assert found.shape == (3, 6, 96)
+    assert found.shape == (4, 6, 96)  # always four, though the model trains on three
+    recipe = replace(recipe, num_views=4)
     pixels = PixelBatch.of_arrays([decode_pixels(row["image"], 1) for row in rows])
     views = recipe.render(
         pixels, recipe.draw(rows["index"], pixels.heights, pixels.widths, epoch=0, seed=0)
     )
     with torch.no_grad():
-        expected = torch.stack([model(views[:, v]).pooler_output for v in range(3)])
+        expected = torch.stack([model(views[:, v]).pooler_output for v in range(4)])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -120,6 +130,8 @@ def test_wrong_protocols_get_a_sentence():
         FeatureProtocol(0)
     with pytest.raises(ValueError, match=r"precision must be one of .*; got 'half'"):
         FeatureProtocol(precision="half")
+    with pytest.raises(ValueError, match=r"must be at least 1; got 0 and 1\. 256 and 1 are"):
+        Extraction(batch_size=0)
 
 
 @pytest.fixture
@@ -233,6 +245,60 @@ def test_whatever_changes_features_changes_their_name(model, digits):
     assert len(keys) == 1 + len(changed)
     assert cache.key(new_model(), *same[1:]) == cache.key(*same)
     assert cache.key(model, [{"image": b""}], *same[2:]) is None
+
+
+def test_weights_changed_in_place_are_noticed(digits, tmp_path):
+    model, cache = new_model(), FeatureCache(tmp_path)
+    rows = digits.select(range(8)), digits.select(range(8, 12))
+    first = labelled_features(model, *rows, cache=cache)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    assert not torch.equal(labelled_features(model, *rows, cache=cache).train, first.train)
+
+
+def test_features_are_not_kept_while_images_are_left_out(model, digits, tmp_path, said):
+    rows = with_bad(digits.select(range(8)), {3}), digits.select(range(8, 12))
+    for _ in range(2):
+        found = labelled_features(model, *rows, cache=FeatureCache(tmp_path))
+        assert len(found.train) == 7
+    assert len(said) == 2  # named every time
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_that_change_are_noticed(model, tmp_path):
+    """Two data sets of one function, and rows that name files, have one fingerprint each."""
+    rows = {}
+    for color in (0, 200):
+        folder = tmp_path / "images"
+        folder.mkdir(exist_ok=True)
+        for i in range(12):
+            Image.new("L", (16, 16), color + i).save(folder / f"{i}.png")
+        paths = [{"bytes": None, "path": str(folder / f"{i}.png")} for i in range(12)]
+        named = Dataset.from_dict(
+            {"image": paths}, features=Features({"image": datasets.Image(decode=False)})
+        )
+        named._fingerprint = "same"
+        allow_images_below(folder)
+        key = FeatureCache("none").key(model, named, recipe_of(model), FeatureProtocol(), LIMITS)
+        rows[key] = color
+    assert len(rows) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_only_said(model, digits, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    rows = digits.select(range(4)), digits.select(range(4, 8))
+    found = labelled_features(model, *rows, cache=FeatureCache(tmp_path / "file" / "features"))
+    assert len(found.test) == 4
+    assert "Features are not kept for the next time" in caplog.text
+
+
+def test_one_class_that_is_left_is_no_class(model, digits, said):
+    rows = digits.select([0, 1, 0, 0])
+    assert rows["label"][1] != rows["label"][0]
+    found = labelled_features(model, with_bad(rows, {1}), digits.select(range(4)))
+    assert found.no_labels == f"all 3 training images have one label, '{rows['label'][0]}'"
+    assert found.train_labels is None
 
 
 def test_a_damaged_file_is_made_again(model, digits, tmp_path):

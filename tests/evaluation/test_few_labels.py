@@ -39,7 +39,7 @@ def test_every_image_is_drawn_as_often():
 
 
 def test_accuracies_are_those_of_probes_on_the_draws():
-    train, labels, test, test_labels = *clusters(600, 1), *clusters(300, 2)
+    train, labels, test, test_labels = *clusters(600, 1, noise=3), *clusters(300, 2, noise=3)
     found = few_label_accuracies(train, labels, test, test_labels, share=0.1, num_draws=3)
     drawn = [draw_labelled(labels, 0.1, number) for number in range(3)]
     expected = [linear_probe_accuracy(train[d], labels[d], test, test_labels) for d in drawn]
@@ -61,7 +61,7 @@ def test_labels_that_were_not_drawn_are_not_known():
 
 
 def test_test_labels_choose_nothing():
-    train, labels, test, test_labels = *clusters(200, 1), *clusters(50, 2)
+    train, labels, test, test_labels = *clusters(200, 1, noise=3), *clusters(50, 2, noise=3)
 
     def evaluate(test_labels):
         few_label_accuracies(train, labels, test, test_labels, share=0.2, num_draws=2)

@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 from run_folders import (
@@ -13,7 +14,7 @@ from run_folders import (
     write_run,
 )
 
-from ssl_views.evaluation.history import RunHistory
+from ssl_views.evaluation.history import RunHistory, forget_results, write_whole
 from ssl_views.evaluation.run_groups import group_runs
 
 FOUR = [0.3, 0.4, 0.5, 0.55]
@@ -58,13 +59,32 @@ class TestReading:
         assert run.record == record_of(3)  # of the manifest
 
     def test_a_run_that_was_extended_and_killed_is_as_new_as_its_checkpoint(self, tmp_path):
-        write_run(tmp_path, FOUR[:2], record_of())
+        write_run(tmp_path, FOUR[:2], record_of(), evaluation={"knn": 0.6})
         write_checkpoint(tmp_path, FOUR[:3], record_of(), max_steps=400)
         run = RunHistory.read(tmp_path)
         assert run.state["global_step"] == 300
         assert not run.finished
+        assert run.evaluation is None
         write_run(tmp_path, FOUR, record_of())
         assert RunHistory.read(tmp_path).finished
+        assert RunHistory.read(tmp_path).evaluation == {"knn": 0.6}
+
+    def test_a_record_is_that_of_the_state(self, tmp_path):
+        write_json(tmp_path / "run.json", record_of(1))
+        write_checkpoint(tmp_path, FOUR[:2], record_of(2))
+        place = write_checkpoint(tmp_path, FOUR[:3], record_of(3))
+        assert RunHistory.read(tmp_path).seed == 3
+        (place / "MANIFEST.json").unlink()
+        assert RunHistory.read(tmp_path).seed == 1
+        (tmp_path / "run.json").unlink()
+        assert RunHistory.read(tmp_path).seed == 2
+        write_run(tmp_path, FOUR, record_of(4))
+        assert RunHistory.read(tmp_path).seed == 4
+
+    def test_weights_without_a_state_were_evaluated_at_the_newest_checkpoint(self, tmp_path):
+        write_checkpoint(tmp_path, FOUR, record_of())
+        write_json(tmp_path / "evaluation.json", {"knn": 0.6})
+        assert RunHistory.read(tmp_path).evaluation == {"knn": 0.6}
 
     def test_a_checkpoint_is_a_run_up_to_its_step(self, tmp_path):
         place = write_checkpoint(tmp_path, FOUR[:2], record_of(5), max_steps=400)
@@ -110,6 +130,40 @@ class TestReading:
         run = RunHistory.read(write_run(tmp_path, FOUR))
         with pytest.raises(ValueError, match=r"has no 'eval_knm'\. Did you mean 'eval_knn'"):
             run.series("eval_knm")
+
+
+class TestWriting:
+    def test_a_new_run_forgets_what_described_the_last(self, tmp_path):
+        forget_results(tmp_path / "none")
+        old = ["trainer_state.json", "run.json", "evaluation.json", "report.html", "summary.json"]
+        old += ["evaluation_mean_of_16_views.json", "report_mean_of_16_views.html"]
+        old += [f"features/{'0a' * 16}.safetensors"]
+        kept = ["config.json", "model.safetensors", "report_notes.html", "evaluation_old.json"]
+        kept += ["report_mean_of_my_views.html", "old_run.json", "summary.json.bak", "report.json"]
+        kept += ["checkpoint-4/trainer_state.json", "features/mine.safetensors", "evaluation.html"]
+        kept += [f"features/{'0a' * 15}.safetensors", f"features/{'0A' * 16}.safetensors"]
+        for name in old + kept:
+            write_json(tmp_path / name, {})
+        forget_results(tmp_path)
+        left = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+        assert sorted(left) == sorted(kept)
+        forget_results(tmp_path)
+
+    def test_a_file_is_written_whole_or_not_at_all(self, tmp_path, monkeypatch):
+        path = tmp_path / "report.html"
+        write_whole(path, "première")
+        assert path.read_text(encoding="utf-8") == "première"
+
+        def full(self, text, **kwargs):
+            with self.open("w") as file:
+                file.write(text[:2])
+            raise OSError("no space left")
+
+        monkeypatch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="no space left"):
+            write_whole(path, "second")
+        assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+        assert path.read_text(encoding="utf-8") == "première"
 
 
 class TestDamage:
@@ -223,11 +277,27 @@ class TestGroups:
 
     def test_folders_of_one_name_are_told_apart(self, tmp_path):
         names = names_of(tmp_path, [None, None], ["a/run", "b/run"])
-        assert len(set(names)) == 2 or all(name.endswith("...") for name in names)
+        assert len(set(names)) == 2
+        assert [name[-6:] for name in names] == ["/a/run", "/b/run"]
+        assert max(map(len, names)) <= 54
+
+    @pytest.mark.parametrize(
+        "folders",
+        [
+            [f"a/{'n' * 60}/run", f"b/{'n' * 60}/run"],
+            ["a" + "n" * 60, "b" + "n" * 60],
+            ["\n", r"\n"],
+        ],
+        ids=["path", "name", "escapes"],
+    )
+    def test_folders_that_look_the_same_are_numbered(self, tmp_path, folders):
+        first, second = names_of(tmp_path, [None, None], folders)
+        assert first.endswith(" (1)")
+        assert second.endswith(" (2)")
 
     def test_long_and_hostile_folder_names(self, tmp_path):
         long, hostile = names_of(tmp_path, [None, None], ["n" * 200, "a\n\x1b[2J$_{"])
-        assert long == "n" * 51 + "..."
+        assert long == "..." + "n" * 51
         assert hostile == r"a\n\x1b[2J$_{"
 
     def test_a_run_comes_once(self, tmp_path):

@@ -1,6 +1,7 @@
 """Labels of evaluation data, and why there may be none."""
 
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from ssl_views.data.sources import load_images
@@ -34,7 +35,6 @@ def test_labels_that_are_there():
     [
         ([0, None, -1, 1], [0, 1], "2 of 4 training images have no label"),
         ([0, 1], [0, None], "1 of 2 test images have no label"),
-        ([1, 1, 1], [0, 1], "all 3 training images have one label, 1"),
     ],
 )
 def test_why_there_are_no_accuracies(train, test, why):
@@ -44,9 +44,16 @@ def test_why_there_are_no_accuracies(train, test, why):
     assert found.test is None
 
 
-def test_one_class_is_named():
-    found = find_labels(rows_of([1, 1], ["cat", "dog"]), rows_of([1], ["cat", "dog"]))
-    assert found.missing == "all 2 training images have one label, 'dog'"
+@pytest.mark.parametrize(("names", "label"), [(None, "1"), (["cat", "dog"], "'dog'")])
+def test_one_class_is_no_class(names, label):
+    labels = find_labels(rows_of([1, 0, 1], names), rows_of([0, 1], names))
+    every = labels.of_images(torch.arange(3), torch.tensor([1]))
+    assert every.train.tolist() == [1, 0, 1]
+    assert every.test.tolist() == [1]
+    found = labels.of_images(torch.tensor([0, 2]), torch.arange(2))
+    assert found.missing == f"all 2 training images have one label, {label}"
+    assert found.train is None
+    assert found.test is None
 
 
 def test_no_column_of_labels():

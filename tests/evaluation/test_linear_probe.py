@@ -128,7 +128,7 @@ def test_two_fits_are_the_same():
 
 
 def test_test_labels_choose_nothing():
-    train, labels, test, test_labels = *clusters(300, 1), *clusters(50, 2)
+    train, labels, test, test_labels = *clusters(200, 1, noise=4), *clusters(50, 2, noise=4)
 
     def evaluate(test_labels):
         linear_probe_accuracy(train, labels, test, test_labels)

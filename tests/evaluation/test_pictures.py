@@ -129,26 +129,25 @@ class TestTerms:
         with pytest.raises(ValueError, match="history must hold values of loss"):
             draw_terms(history)
         with pytest.raises(ValueError, match="history must hold values of eval_effective_rank"):
-            draw_effective_rank(history, 8)
+            draw_effective_rank(history)
 
 
 class TestEffectiveRank:
-    def test_features_embeddings_and_the_most(self):
+    def test_features_and_embeddings(self):
         history = {
             "eval_effective_rank": ([100, 200], [8.0, 30.0]),
             "embedding_effective_rank": (STEPS, [9.0] * 40),
         }
-        panel = panel_of(draw_effective_rank(history, 512))
+        panel = panel_of(draw_effective_rank(history))
         drawn = lines(panel)
-        assert list(drawn["features (test images)"].get_ydata()) == [8, 30]
+        assert list(drawn) == ["features", "embeddings (training)"]
+        assert list(drawn["features"].get_ydata()) == [8, 30]
         assert list(drawn["embeddings (training)"].get_ydata()) == [9] * 40
-        assert list(drawn["most of features (512)"].get_ydata()) == [512, 512]
-        assert panel.get_yscale() == "log"
-        assert panel.get_ylim()[1] > 512
+        assert panel.get_yscale() == "linear"
         assert not any("$" in text for text in texts(panel))
 
-    def test_without_the_most(self):
-        panel = panel_of(draw_effective_rank({"embedding_effective_rank": ([1], [3.0])}, None))
+    def test_only_embeddings(self):
+        panel = panel_of(draw_effective_rank({"embedding_effective_rank": ([1], [3.0])}))
         assert list(lines(panel)) == ["embeddings (training)"]
 
 
@@ -372,7 +371,7 @@ def test_letters_are_large_enough():
     labels = torch.arange(25)
     figures = [
         draw_terms({"loss": ([1, 2], [1, 20])}),
-        draw_effective_rank({"eval_effective_rank": ([1, 2], [1, 20])}, 30),
+        draw_effective_rank({"eval_effective_rank": ([1, 2], [1, 20])}),
         draw_spectrum(torch.arange(1, 50) ** -1.0, PowerLaw(1, 0, 1, 4, 49)),
         draw_confusion(labels, labels.flip(0)),
         draw_neighbours(TestNeighbours.rows, [(0, [0, 1, 2]), (1, [1])], ["a", "b", "c"]),

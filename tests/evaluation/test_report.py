@@ -22,7 +22,7 @@ LABEL_FREE = (
 
 @pytest.fixture(scope="module")
 def features():
-    (train, labels), (test, test_labels) = clusters(300, 1), clusters(60, 2)
+    (train, labels), (test, test_labels) = clusters(300, 1, noise=4), clusters(60, 2, noise=4)
     return LabelledFeatures(train, test, labels, test_labels)
 
 
