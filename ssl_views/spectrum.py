@@ -145,8 +145,8 @@ def lidar(representations: Tensor, delta: float = 1e-4) -> float:
     Differs from source:
         delta is relative, so that a common scale of the representations does not matter; at a mean
         variance of 1 it is the source's. Means that differ by rounding only count as equal, which
-        gives 1; the source would compare rounding errors. The source takes 50 views of 1,000 images;
-        values grow with V.
+        gives 1; the source would compare rounding errors. Values grow with V: the source takes 50
+        views, of 1,000 images.
 
     Example:
         >>> images = torch.eye(8)  # eight images, whose views do not differ

@@ -11,8 +11,8 @@ from torch import Tensor
 from ssl_views.evaluation.checks import check_labels, check_test, check_train
 
 WEIGHT_DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
-_FEW = 10_000  # images, below which a tenth of them is too few to choose by
-_NUM_FOLDS, _NUM_TENTHS = 5, 10
+_FEW = 1000  # images, below which a fifth of them is too few to choose by
+_NUM_FOLDS = 5
 _ROUNDING = 10  # machine epsilons of the size of a dimension that may be rounding alone
 
 
@@ -95,7 +95,7 @@ def fit_linear_probe(
     seed nor a learning rate is involved.
 
     The weight decay is the one of `WEIGHT_DECAYS` with the least cross-entropy on training images
-    that were held out, the same share of each class: a tenth of them, or, of fewer than 10,000
+    that were held out, the same share of each class: a fifth of them, or, of fewer than 1,000
     images, each fifth in turn. (Accuracies of few images hardly differ.) They are tried from the
     strongest until the cross-entropy rises. Then all training images are fitted.
 
@@ -159,12 +159,11 @@ def shuffled_by_class(labels: Tensor, number: int) -> Tensor:
 
 def _splits(labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield indices of images to fit, and of images held out, the same share of each class."""
-    few = len(labels) < _FEW
-    num_folds = min(_NUM_FOLDS, len(labels)) if few else _NUM_TENTHS
+    num_folds = min(_NUM_FOLDS, len(labels))
     by_class = shuffled_by_class(labels.cpu(), 0)
     folds = torch.empty_like(by_class)
     folds[by_class] = torch.arange(len(labels)) % num_folds
-    for fold in range(num_folds if few else 1):
+    for fold in range(num_folds if len(labels) < _FEW else 1):
         kept, held_out = (folds != fold).nonzero()[:, 0], (folds == fold).nonzero()[:, 0]
         yield kept.to(labels.device), held_out.to(labels.device)
 
@@ -173,11 +172,22 @@ class _Fit:
     """Fits of one set of images, with one weight decay after the other."""
 
     def __init__(self, inputs: Tensor, labels: Tensor, max_iterations: int) -> None:
-        self.inputs, self.labels, self.max_iterations = inputs, labels, max_iterations
-        self.second_moments = inputs.T @ inputs / len(inputs)
+        self.labels, self.max_iterations = labels, max_iterations
+        # Of fewer images than dimensions, the weights of least loss lie in the span of the images.
+        few = len(inputs) < inputs.shape[1]
+        self.basis = torch.linalg.qr(inputs.T).Q if few else None
+        self.inputs = inputs if self.basis is None else inputs @ self.basis
+        self.second_moments = self.inputs.T @ self.inputs / len(inputs)
 
     def weights(self, start: Tensor, weight_decay: float) -> Tensor:
         """Return the weights (D + 1, K) of least loss, found from others."""
+        if self.basis is None:
+            return self._weights(start, weight_decay)
+        inside = torch.cat([self.basis.T @ start[:-1], start[-1:]])
+        found = self._weights(inside, weight_decay)
+        return torch.cat([self.basis @ found[:-1], found[-1:]])
+
+    def _weights(self, start: Tensor, weight_decay: float) -> Tensor:
         root = self._root(weight_decay, start.shape[1])
         scaled = (root.T @ start).requires_grad_()
         optimizer = torch.optim.LBFGS(
