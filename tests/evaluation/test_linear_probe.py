@@ -41,7 +41,7 @@ def test_of_fewer_images_than_dimensions_it_equals_scikit_learn(weight_decay):
     reference, standardize = scikit_learn(train, labels, weight_decay)
     probe = fit_linear_probe(train, labels, weight_decay=weight_decay)
     difference = probe.weights[:-1] - torch.as_tensor(reference.coef_.T)
-    assert difference.norm() < 0.01 * np.linalg.norm(reference.coef_)
+    assert difference.norm() < 0.02 * np.linalg.norm(reference.coef_)
     same = probe.predict(test) == torch.as_tensor(reference.predict(standardize(test)))
     assert same.float().mean() > 0.98
 
