@@ -97,11 +97,13 @@ def extraction(model, rows, folder):
 def known_answers():
     """Return what the diagnostics say of matrices whose answer is known."""
     generator = torch.Generator().manual_seed(0)
-    rotation = torch.linalg.qr(torch.randn(512, 512, generator=generator, dtype=torch.float64)).Q
 
     def rows(count, variances):
-        x = torch.randn(count, len(variances), generator=generator, dtype=torch.float64)
-        return (x * variances.sqrt() @ rotation[: len(variances), : len(variances)]).float()
+        """Samples of a Gaussian with these variances along random axes."""
+        dim = len(variances)
+        x = torch.randn(count, dim, generator=generator, dtype=torch.float64)
+        axes = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
+        return (x * variances.sqrt() @ torch.linalg.qr(axes).Q).float()
 
     ranks = torch.arange(1, 513, dtype=torch.float64)
     laws = {
