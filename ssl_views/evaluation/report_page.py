@@ -25,7 +25,7 @@ table { border-collapse: collapse; width: 100%; }
 th, td { border-top: 1px solid var(--line); padding: 0.45rem 0.75rem 0.45rem 0; text-align: left;
   vertical-align: top; font-weight: normal; }
 .metrics th { font-weight: 600; }
-.metrics td { padding-right: 0; text-align: right; font-weight: 600; min-width: 6rem;
+.metrics td { padding-right: 0; text-align: right; font-weight: 600; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 .facts th { color: var(--soft); min-width: 7.5rem; width: 30%; }
 small { color: var(--soft); display: block; font-size: 0.9rem; font-weight: normal; }
