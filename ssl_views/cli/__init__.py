@@ -11,7 +11,7 @@ from ssl_views.naming import did_you_mean
 COMMANDS = {
     "pretrain": "train a backbone on images without labels",
     "preview": "draw what the network will see",
-    "evaluate": "kNN, linear probe and effective rank of a run",
+    "evaluate": "what a run has learned, in numbers and pictures",
     "compare": "one table and one picture over runs",
     "export": "write the encoder folder for timm and transformers",
 }
