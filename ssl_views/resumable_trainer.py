@@ -238,7 +238,8 @@ class ResumableTrainer(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(staged)
         (staged / "training_args.json").write_text(self.args.to_json_string() + "\n")
-        (staged / "run.json").write_text(json.dumps(self._record(), indent=2) + "\n")
+        if self._staged is None:  # the manifest of a checkpoint has the record
+            (staged / "run.json").write_text(json.dumps(self._record(), indent=2) + "\n")
         checkpoints.move_into(staged, folder)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:
