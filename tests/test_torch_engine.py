@@ -116,6 +116,7 @@ def test_autocast_does_not_reach_the_engine():
         check(case)
 
 
+@pytest.mark.slow
 def test_the_accelerators_function_compiles_as_one_graph(monkeypatch):
     compiled = torch.compile(torch_engine.render_views, fullgraph=True)
     monkeypatch.setattr(torch_engine, "_render_on_cpu", torch_engine._render_on_accelerator)

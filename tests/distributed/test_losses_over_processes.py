@@ -110,6 +110,7 @@ def moments_and_sums(name, views, dim):
     }[name]
 
 
+@pytest.mark.slow
 def test_traffic_is_that_of_the_second_moments_at_most(tmp_path):
     world_size = 3
     for rank in in_processes(traffic, world_size, tmp_path):
@@ -143,6 +144,7 @@ def odd_processes(rank, world_size):
     return values
 
 
+@pytest.mark.slow
 def test_processes_keep_step_without_images_and_without_gradient(tmp_path):
     for rank in in_processes(odd_processes, 2, tmp_path):
         for name in LOSSES:

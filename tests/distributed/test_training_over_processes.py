@@ -107,6 +107,7 @@ def batchnorm_steps(rank, world_size, share):
     return {"output": layers(rows).detach(), **layers.state_dict()}
 
 
+@pytest.mark.slow
 def test_global_batchnorm_tracks_what_one_process_tracks(tmp_path):
     expected = batchnorm_steps(0, 1, None)
     for rank in in_processes(batchnorm_steps, 2, tmp_path, [5, 3]):
