@@ -249,7 +249,7 @@ class SSLViewsTrainer(WatchedTrainer):
 
     def probe(self) -> dict[str, float]:
         """Return the metrics of frozen features, none without rows to probe."""
-        if self.probe_train is None or self.probe_test is None:
+        if not self.probe_train or not self.probe_test:  # absent, or too few to hold some out
             return {}
         args = self.args
         precision: Precision = "bfloat16" if args.bf16 else "float32"

@@ -45,11 +45,10 @@ def plan_evaluations(
 
 def describe_evaluations(args: SSLViewsTrainingArguments, share: float) -> str:
     """Say how often the run is evaluated."""
-    among = "kNN among training images alone"
     if args.eval_strategy == IntervalStrategy.STEPS and args.eval_steps is not None:
         unit = "steps" if args.eval_steps >= 1 else "of the steps"
-        return f"evaluated every {args.eval_steps:g} {unit}; {among}"
+        return f"evaluated every {args.eval_steps:g} {unit}, without test labels"
     if args.eval_strategy != IntervalStrategy.NO:
-        return f"evaluated every {args.eval_strategy.value}; {among}"
+        return f"evaluated every {args.eval_strategy.value}, without test labels"
     why = "evaluation_share is 0" if share == 0 else "the run is short; --eval_steps N does it"
     return f"not evaluated while it trains: {why}"

@@ -58,7 +58,7 @@ def new_trainer(output_dir, digits, rows=None, **values):
         eval_dataset=MultiViewDataset(digits.select(range(120, 160)), epoch=0),
         data_collator=MultiViewCollator(ViewRecipe.for_config(config)),
         probe_train=digits.select(range(100)),
-        probe_test=rows or digits.select(range(100, 120)),
+        probe_test=digits.select(range(100, 120)) if rows is None else rows,
     )
 
 
@@ -85,6 +85,26 @@ def test_without_labels_there_is_no_knn(digits, tmp_path):
     metrics = new_trainer(tmp_path, digits, bare).evaluate()
     assert METRICS - {"knn"} <= {name.removeprefix("eval_") for name in metrics}
     assert "eval_knn" not in metrics
+
+
+def test_rows_that_are_too_few_are_not_probed(digits, tmp_path):
+    metrics = new_trainer(tmp_path, digits, digits.select([])).evaluate()
+    assert "eval_loss" in metrics
+    assert "eval_effective_rank" not in metrics
+
+
+def test_a_new_run_forgets_what_was_said_of_other_weights(digits, tmp_path):
+    said = [tmp_path / name for name in ("evaluation.json", "report.html", "trainer_state.json")]
+    for path in said:
+        path.write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "eval_strategy": "no"}
+    new_trainer(tmp_path, digits, **saving).train()
+    assert not any(path.exists() for path in said)
+    assert (tmp_path / "notes.txt").exists()
+    said[0].write_text("{}")
+    new_trainer(tmp_path, digits, **saving).train("auto")  # it is finished: the same weights
+    assert said[0].exists()
 
 
 def test_the_time_of_training_leaves_evaluations_out(digits, tmp_path, monkeypatch):
@@ -178,7 +198,9 @@ def test_evaluations_stay_below_a_share_of_the_run():
     plan(args)
     assert args.eval_strategy == IntervalStrategy.STEPS
     assert args.eval_steps == 63
-    assert describe_evaluations(args, 0.04).startswith("evaluated every 63 steps; kNN among")
+    assert describe_evaluations(args, 0.04).startswith(
+        "evaluated every 63 steps, without test labels"
+    )
     often = arguments()
     plan(often, share=1)
     assert often.eval_steps == 25  # 20 evaluations
@@ -192,7 +214,11 @@ def test_evaluations_stay_below_a_share_of_the_run():
     [
         (arguments(), 0, "not evaluated while it trains: evaluation_share is 0"),
         (arguments(num_train_epochs=1), 0.04, "not evaluated while it trains: the run is short"),
-        (arguments(eval_strategy=IntervalStrategy.EPOCH), 0.04, "evaluated every epoch; kNN"),
+        (
+            arguments(eval_strategy=IntervalStrategy.EPOCH),
+            0.04,
+            "evaluated every epoch, without test labels",
+        ),
         (arguments(eval_strategy=IntervalStrategy.STEPS, eval_steps=0.1), 0.04, "every 0.1 of the"),
     ],
 )
