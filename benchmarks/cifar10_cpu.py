@@ -3,8 +3,8 @@
     python benchmarks/cifar10_cpu.py --dataset PATH_OR_HUB_ID
 
 Runs the documented recipe (examples/cifar10_cpu.yaml) once per seed, evaluates with all 50,000
-training images as reference, and writes benchmarks/results/cifar10_cpu.json. Nothing else should
-run meanwhile.
+training images as reference, and writes benchmarks/results/cifar10_cpu.json, with the facts of the
+model card of the first seed's encoder. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 from environment import environment
 from transformers import set_seed
 
+from model_cards import card_of
 from ssl_views import SSLViewsConfig, SSLViewsModel, ViewRecipe
 from ssl_views.cli import main
 from ssl_views.data.sources import load_train_and_test
@@ -54,6 +55,18 @@ def evaluate(dataset, seed, output_dir):
     return {name: evaluate_features(f).as_dict() for name, f in features.items()}
 
 
+def evaluated_card(dataset, name, output_dir):
+    """Evaluate a run as the command does, and return the facts of its card."""
+    if main(["evaluate", str(output_dir), "--dataset", dataset]) != 0:
+        raise SystemExit("the evaluation failed")
+    metrics = json.loads((output_dir / "evaluation.json").read_text())
+    return card_of(
+        output_dir,
+        data=f"the {metrics['num_train']:,} training images of {name}",
+        evaluation_data=f"the {metrics['num_test']:,} test images of {name}",
+    )
+
+
 def parse():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -70,11 +83,13 @@ def parse():
 
 if __name__ == "__main__":
     args = parse()
-    runs = []
+    runs, card = [], None
     for seed in args.seeds:
         output_dir = args.work_dir / str(seed)
         seconds = pretrain(args.dataset, seed, output_dir)
         runs.append({"seed": seed, "seconds": seconds, **evaluate(args.dataset, seed, output_dir)})
+        if card is None:
+            card = evaluated_card(args.dataset, args.dataset_name, output_dir)
         result = {
             "what": "kNN (k = 20, temperature 0.1) and linear probe on one clean view per image",
             "dataset": args.dataset_name,
@@ -82,6 +97,7 @@ if __name__ == "__main__":
             "n": len(runs),
             **environment(),
             "runs": runs,
+            "card": card,
         }
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from evaluation_tables import evaluation
+from export_tables import export_matrix
 from fault_tables import faults
 from view_tables import loader, views, views_jpeg
 
@@ -202,10 +203,14 @@ TABLES = {  # by name: the function, and the JSON it reads
     "loader": (loader, "loader"),
     "faults": (faults, "faults"),
     "evaluation": (evaluation, "evaluation"),
+    "export_matrix": (export_matrix, "export_matrix"),
 }
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("losses", "views", "reliability", "evaluation")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("losses", "views", "reliability", "evaluation", "publishing")
+    ),
 )
 BLOCK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", flags=re.DOTALL)
 

@@ -19,11 +19,13 @@ from ssl_views.spectrum import (
     invariance_per_dimension,
     lidar,
 )
+from ssl_views.timm_backbone import TimmEncoderBackbone
 from ssl_views.view_records import ViewRecords
 from ssl_views.views import ViewRecipe
 
 if TYPE_CHECKING:
     from ssl_views.callbacks import EpochCallback
+    from ssl_views.card_facts import CardDetails
     from ssl_views.data.bad_images import BadImages
     from ssl_views.data.cache import PixelCache
     from ssl_views.data.collator import MultiViewCollator
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from ssl_views.data.image_roots import allow_images_below
     from ssl_views.data.loader import MultiViewLoader
     from ssl_views.data.sources import load_images
+    from ssl_views.encoders import from_encoder, load_encoder
     from ssl_views.evaluation.feature_cache import FeatureCache
     from ssl_views.evaluation.feature_sets import LabelledFeatures, labelled_features
     from ssl_views.evaluation.features import Extraction, FeatureProtocol, extract_features
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from ssl_views.evaluation.linear_probe import fit_linear_probe, linear_probe_accuracy
     from ssl_views.evaluation.report import evaluate_features
     from ssl_views.export import export_encoder
+    from ssl_views.hub import publish_encoder
     from ssl_views.trainer import SSLViewsTrainer
     from ssl_views.training_args import SSLViewsTrainingArguments
 
@@ -48,6 +52,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "BadImage": "data.image_limits",
     "BadImages": "data.bad_images",
+    "CardDetails": "card_facts",
     "EpochCallback": "callbacks",
     "Extraction": "evaluation.features",
     "FeatureCache": "evaluation.feature_cache",
@@ -66,17 +71,21 @@ _LAZY = {
     "export_encoder": "export",
     "extract_features": "evaluation.features",
     "few_label_accuracies": "evaluation.few_labels",
+    "from_encoder": "encoders",
     "fit_linear_probe": "evaluation.linear_probe",
     "knn_accuracy": "evaluation.knn",
     "labelled_features": "evaluation.feature_sets",
     "linear_probe_accuracy": "evaluation.linear_probe",
+    "load_encoder": "encoders",
     "load_images": "data.sources",
+    "publish_encoder": "hub",
 }
 
 __all__ = [
     "BadImage",
     "BadImages",
     "BarlowTwinsLoss",
+    "CardDetails",
     "EpochCallback",
     "Extraction",
     "FeatureCache",
@@ -97,6 +106,7 @@ __all__ = [
     "SSLViewsOutput",
     "SSLViewsTrainer",
     "SSLViewsTrainingArguments",
+    "TimmEncoderBackbone",
     "VICRegLoss",
     "ViewRecipe",
     "ViewRecords",
@@ -110,13 +120,16 @@ __all__ = [
     "few_label_accuracies",
     "fit_linear_probe",
     "fit_power_law",
+    "from_encoder",
     "invariance_per_dimension",
     "kernel_loss",
     "knn_accuracy",
     "labelled_features",
     "lidar",
     "linear_probe_accuracy",
+    "load_encoder",
     "load_images",
+    "publish_encoder",
     "vicreg_loss",
 ]
 

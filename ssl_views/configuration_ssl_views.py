@@ -31,6 +31,8 @@ class SSLViewsConfig(PretrainedConfig):
         loss_args: further arguments of the loss, e.g. {"all_pairs": true}.
         recipe: name of the view recipe.
         recipe_args: numbers of the recipe to replace, e.g. {"crop_scale": [0.25, 1.0]}.
+        initial_weights: what the backbone started from, for the record: a name of timm's pretrained
+            weights or of an encoder; None is a random start. The model sets it.
         kwargs: fields of `PretrainedConfig`.
 
     Raises:
@@ -58,6 +60,7 @@ class SSLViewsConfig(PretrainedConfig):
         loss_args: dict[str, Any] | None = None,
         recipe: str = "imagenet",
         recipe_args: dict[str, Any] | None = None,
+        initial_weights: str | None = None,
         **kwargs: Any,
     ) -> None:
         self.backbone = backbone
@@ -75,6 +78,7 @@ class SSLViewsConfig(PretrainedConfig):
         self.loss_args = dict(loss_args or {})
         self.recipe = recipe
         self.recipe_args = dict(recipe_args or {})
+        self.initial_weights = initial_weights
         fields = list(vars(self))
         for key in kwargs:
             if hint := did_you_mean(key, fields, cutoff=0.8):

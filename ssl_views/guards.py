@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ssl_views.finite import is_usable, limits_of
 from ssl_views.spectrum import centred_effective_rank
 
 _ROWS = 256
@@ -28,20 +29,14 @@ def check_weights(model: nn.Module, step: int) -> None:
     Raises:
         NonFiniteError: with the first name.
     """
+    limits = limits_of(model)
     for name, tensor in model.state_dict().items():
-        if not _all_finite(tensor):
+        if not is_usable(tensor, is_limit=name in limits):
             raise NonFiniteError(
                 f"what is saved must be finite; at step {step}, {name} is not. Nothing was "
                 "written: resume from the last checkpoint with a lower learning_rate and "
                 "allow_changed_run."
             )
-
-
-def _all_finite(tensor: Tensor) -> bool:
-    # A sum takes a fraction of the time, and is finite only if all numbers are.
-    if tensor.is_floating_point() and tensor.sum(dtype=torch.float32).isfinite():
-        return True
-    return bool(torch.isfinite(tensor).all())
 
 
 def is_finite(loss: Tensor, model: nn.Module | None) -> bool:

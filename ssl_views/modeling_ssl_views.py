@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from ssl_views.configuration_ssl_views import SSLViewsConfig
+from ssl_views.encoder_folder import representation_width
 from ssl_views.loss_modules import build_loss
 from ssl_views.projector import Projector
 
@@ -96,6 +97,9 @@ class SSLViewsModel(SSLViewsPreTrainedModel):
         loading = torch.empty(0).device.type == "meta"
         with torch.device("cpu") if loading else nullcontext():
             self.backbone = _create_backbone(config, pretrained_backbone)
+        if not loading:
+            start = _pretrained_name(self.backbone) if pretrained_backbone else None
+            config.initial_weights = start
         for module in self.backbone.modules():
             if loading:
                 _keep_tensors(module)
@@ -106,7 +110,7 @@ class SSLViewsModel(SSLViewsPreTrainedModel):
     @property
     def representation_dim(self) -> int:
         """Width D_h of the representation, which timm's `num_features` is not in every family."""
-        return int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
+        return representation_width(self.backbone)
 
     def forward(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         """Compute representations.
@@ -136,11 +140,24 @@ class SSLViewsModel(SSLViewsPreTrainedModel):
 def _create_backbone(config: SSLViewsConfig, pretrained: bool) -> Any:
     args = config.backbone_args
     try:
-        return timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **args)
+        backbone = timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **args)
     except TypeError as error:  # an argument that the architecture does not have
         raise ValueError(
             f"model_args do not fit {config.backbone!r}: {error}. They were {config.model_args}."
         ) from error
+    # inception_next before timm 1.0.31: a classifier of no classes, instead of none.
+    if any(parameter.numel() == 0 for parameter in backbone.parameters()):
+        raise ValueError(
+            f"{config.backbone} must give features without a classifier; that of timm "
+            f"{timm.__version__} gives none. Update timm, or take another backbone."
+        )
+    return backbone
+
+
+def _pretrained_name(backbone: Any) -> str:
+    """Return architecture and tag of timm's weights, e.g. "resnet18.a1_in1k"."""
+    cfg = backbone.pretrained_cfg
+    return ".".join(filter(None, (cfg.get("architecture"), cfg.get("tag"))))
 
 
 def _tensors(module: nn.Module, buffers: Iterable[str]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -20,6 +20,7 @@ from ssl_views import checkpoints
 from ssl_views.callbacks import no_progress_bars
 from ssl_views.checkpoints import CheckpointError
 from ssl_views.guards import check_weights
+from ssl_views.hardware import describe_hardware
 from ssl_views.resuming import ResumeError, choose_checkpoint
 from ssl_views.run_record import describe_data, run_record
 from ssl_views.termination import TERMINATED, Terminated, TerminationCallback
@@ -190,6 +191,7 @@ class ResumableTrainer(Trainer):
             "world_size": self.args.world_size,
             "torch": torch.__version__,
             "run": self._record(),
+            "hardware": describe_hardware(self.args.world_size, self.args.device),
         }
         checkpoints.seal(staged, facts)
         checkpoints.publish(staged, run_folder / name)
@@ -238,13 +240,8 @@ class ResumableTrainer(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(staged)
         (staged / "training_args.json").write_text(self.args.to_json_string() + "\n")
-        if self._staged is None:  # the manifest of a checkpoint has the record
-            (staged / "run.json").write_text(json.dumps(self._record(), indent=2) + "\n")
+        if self._staged is None:  # the manifest of a checkpoint has both
+            hardware = describe_hardware(self.args.world_size, self.args.device)
+            for name, content in (("run", self._record()), ("hardware", hardware)):
+                (staged / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
         checkpoints.move_into(staged, folder)
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: the Trainer would upload the whole output folder."""
-        raise ValueError(
-            "a run folder must not be uploaded as it is, for it holds more than the model. Use "
-            "trainer.model.push_to_hub('user/name'), which uploads weights and configuration."
-        )

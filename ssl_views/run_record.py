@@ -24,7 +24,7 @@ _TRAINING = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm",
     "weight_decay", "optim", "optim_args", "lars", "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
-_MODEL = [name for name in signature(SSLViewsConfig).parameters if name != "kwargs"]
+MODEL_FIELDS = [name for name in signature(SSLViewsConfig).parameters if name != "kwargs"]
 
 
 def run_record(
@@ -44,7 +44,7 @@ def run_record(
         "seed": args.seed,
         "images_per_step": accumulated * args.world_size,
         "training": {name: getattr(args, name, None) for name in _TRAINING},
-        "model": {name: getattr(config, name) for name in _MODEL},
+        "model": {name: getattr(config, name) for name in MODEL_FIELDS},
         "data": data,
     }
     if isinstance(collator, MultiViewCollator):

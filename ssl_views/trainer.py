@@ -22,18 +22,19 @@ from ssl_views.evaluation.history import forget_results
 from ssl_views.evaluation.probe import probe_metrics
 from ssl_views.micro_batches import loss_by_micro_batches
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
+from ssl_views.publishing_trainer import PublishingTrainer
 from ssl_views.train_clock import TrainClock
 from ssl_views.trainer_checks import (
     check_batch_fits,
     check_processes,
+    note_start,
     synchronize,
     warn_of_small_batch,
 )
 from ssl_views.training_args import SSLViewsTrainingArguments
-from ssl_views.watched_trainer import WatchedTrainer
 
 
-class SSLViewsTrainer(WatchedTrainer):
+class SSLViewsTrainer(PublishingTrainer):
     """A thin subclass of `transformers.Trainer`; everything not named here is the stock Trainer's.
 
     It logs every term of the loss (`invariance`, ..., and `eval_invariance`, ...), decays only
@@ -70,6 +71,7 @@ class SSLViewsTrainer(WatchedTrainer):
         **kwargs: Any,
     ) -> None:
         check_processes(args)
+        note_start(model, args)
         check_batch_fits("train", kwargs.get("train_dataset"), args.train_batch_size, args)
         if args.eval_strategy != "no":
             check_batch_fits("eval", kwargs.get("eval_dataset"), args.eval_batch_size, args)
@@ -219,7 +221,8 @@ class SSLViewsTrainer(WatchedTrainer):
         """Log, with the images and seconds of training, and the images that could not be used."""
         if "loss" in logs and self.bad_images:
             logs["bad_images"] = len(self.bad_images)
-        if "loss" in logs or any(name.startswith("eval_") for name in logs):
+        last = "train_runtime" in logs
+        if "loss" in logs or last or any(name.startswith("eval_") for name in logs):
             args = self.args
             per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             images = self.state.global_step * per_step

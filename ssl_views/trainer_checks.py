@@ -1,16 +1,21 @@
 """What a Trainer checks before it trains."""
 
 import os
+import re
 from collections.abc import Mapping, Sized
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers.utils import logging
 
 from ssl_views.batchnorm import local_batchnorm_layers, synchronize_batchnorm
+from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
 from ssl_views.training_args import SSLViewsTrainingArguments
 
 logger = logging.get_logger(__name__)
+
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 
 
 def check_batch_fits(
@@ -78,3 +83,14 @@ def warn_of_small_batch(num_images: int, dim: int) -> None:
             num_images**-0.5,
             dim / num_images,
         )
+
+
+def note_start(model: SSLViewsForPreTraining, args: SSLViewsTrainingArguments) -> None:
+    """Write into the configuration that the model came from a checkpoint of another run."""
+    source = model.config.name_or_path
+    if not source:
+        return
+    if not Path(source).exists() and _HUB_ID.fullmatch(source):
+        model.config.initial_weights = source
+    elif not Path(source).resolve().is_relative_to(Path(str(args.output_dir)).resolve()):
+        model.config.initial_weights = "a checkpoint in a local folder"

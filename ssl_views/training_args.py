@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 
 def default_view_threads() -> int:
@@ -219,11 +220,10 @@ class SSLViewsTrainingArguments(TrainingArguments):
         for name, reason in _REFUSED.items():
             if getattr(self, name, None):
                 raise ValueError(f"{name} must be left out; got {getattr(self, name)!r}. {reason}")
-        if self.hub_token is not None or self.push_to_hub:
+        if self.hub_token is not None:
             raise ValueError(
-                "tokens do not belong into arguments, which are written to files, and a run folder "
-                "is not uploaded; got hub_token or push_to_hub. Log in with `hf auth login` or set "
-                "HF_TOKEN, and call model.push_to_hub('user/name') after training."
+                "hub_token must be left out, for arguments are written to files. Log in with "
+                "`hf auth login`, or set HF_TOKEN."
             )
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else transformers takes several processes for one, and bf16 ill
@@ -232,6 +232,26 @@ class SSLViewsTrainingArguments(TrainingArguments):
         if self.accelerator_config is None:
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
+        if self.push_to_hub:
+            self._check_publishing()
+
+    def _check_publishing(self) -> None:
+        """Refuse what would publish more than encoders."""
+        if self.hub_model_id is None:
+            raise ValueError(
+                "push_to_hub must be told where to: hub_model_id is missing. Set "
+                "hub_model_id='user/name'."
+            )
+        if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                "hub_strategy must be 'end' or 'every_save', for encoders are published, and no "
+                f"checkpoints; got {self.hub_strategy.value!r}. Copy checkpoints by other means."
+            )
+        if self.hub_revision is not None:
+            raise ValueError(
+                f"hub_revision must be left out; got {self.hub_revision!r}. Encoders of a run are "
+                "published on main; `ssl-views publish --tag` marks one."
+            )
 
     def _meet(self) -> None:
         """Make the process group: for CPUs, transformers would forget the time-out."""

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from ssl_views.data.decode import decode_image, decode_pixels, num_channels_of
 from ssl_views.data.image_limits import BadImage, ImageLimits, PixelFormatError
-from ssl_views.data.sources import load_images, load_train_and_test, take_fraction
+from ssl_views.data.sources import load_images, load_train_and_test, public_name, take_fraction
 from ssl_views.evaluation.labels import find_labels
 
 ENCODED = {"bytes": Value("binary"), "path": Value("string")}
@@ -397,6 +397,16 @@ def test_lists_of_numbers_and_columns_with_some_images_are_taken(tmp_path):
         tmp_path / "some"
     )
     assert load_images(str(tmp_path / "some"))[1]["image"] is None
+
+
+def test_only_names_that_others_know_are_public(image_folder, tmp_path, monkeypatch):
+    assert public_name("digits") == "digits of scikit-learn"
+    assert public_name("uoft-cs/cifar10") == "uoft-cs/cifar10"
+    assert public_name(str(image_folder)) is None
+    assert public_name("no/such/folder") is None
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my" / "images").mkdir(parents=True)
+    assert public_name("my/images") is None  # a folder that looks like an id
 
 
 def test_an_empty_split_gets_a_sentence(tmp_path):

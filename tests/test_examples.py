@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from transformers import AutoModelForImageClassification
 
 from ssl_views import (
@@ -159,6 +160,32 @@ def test_fine_tune(digits_model, few_digits, tmp_path, capsys):
     assert after > 40
     classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
     assert classifier.config.id2label == {i: str(i) for i in range(10)}
+
+
+def test_segmentation(digits_model, tmp_path, capsys):
+    folder = export_encoder(digits_model, tmp_path / "encoder")
+    output = tmp_path / "run"
+    flags = f"--max_steps 2 --num_canvases 30 --out_indices 1 -1 --output_dir {output}"
+    run("segmentation", folder, flags)
+    out = capsys.readouterr().out
+    found = re.findall(r"(\w+) encoder, frozen: mean IoU ([\d.]+)%", out)
+    assert [name for name, _ in found] == ["untrained", "pretrained"]
+    assert all(0 <= float(iou) < 50 for _, iou in found)
+    assert Image.open(output / "segmentation.png").size == (6 * 64 * 2, 4 * 64 * 2)
+
+
+def test_segmentation_counts_pixels():
+    example = load("segmentation")
+    truth = np.arange(11).repeat(4).reshape(11, 2, 2)
+    assert example.mean_iou(truth, truth) == 1
+    half = truth.copy()
+    half[:, 0] = (half[:, 0] + 1) % 11  # of 4 pixels 2 are right; the union has 6
+    assert example.mean_iou(half, truth) == pytest.approx(1 / 3)
+    digits = [{"image": Image.new("L", (8, 8), 255), "label": 7}]
+    pixels, classes = example.make_canvases(digits, 3, seed=0)
+    assert set(np.unique(classes)) == {7, 10}
+    assert pixels[classes == 7].min() > pixels[classes == 10].mean() + 0.2
+    np.testing.assert_array_equal(example.make_canvases(digits, 3, seed=0)[0], pixels)
 
 
 @pytest.fixture

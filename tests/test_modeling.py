@@ -221,3 +221,30 @@ def test_wrong_pixels_get_a_sentence():
         model(torch.zeros(4, 3, 32, 32))
     with pytest.raises(ValueError, match=r"shape \(N, 3, S, S\); got \(4, 1, 32, 32\)"):
         model.ssl_views(torch.zeros(4, 1, 32, 32))
+
+
+def test_the_configuration_says_what_a_backbone_started_from(monkeypatch, tmp_path):
+    create = timm.create_model
+    monkeypatch.setattr(  # no download
+        timm, "create_model", lambda *a, pretrained, **k: create(*a, pretrained=False, **k)
+    )
+    model = SSLViewsForPreTraining(config("resnet18"), pretrained_backbone=True)
+    assert model.config.initial_weights == "resnet18.a1_in1k"
+    model.save_pretrained(tmp_path)
+    loaded = SSLViewsForPreTraining.from_pretrained(tmp_path)
+    assert loaded.config.initial_weights == "resnet18.a1_in1k"
+    assert SSLViewsForPreTraining(loaded.config).config.initial_weights is None
+
+
+def test_a_backbone_without_features_is_refused(monkeypatch):
+    create = timm.create_model
+
+    def with_empty_layer(*args, **kwargs):  # as inception_next before timm 1.0.31
+        model = create(*args, **kwargs)
+        model.last = nn.Linear(4, 1)
+        model.last.weight = nn.Parameter(torch.empty(0, 4))
+        return model
+
+    monkeypatch.setattr(timm, "create_model", with_empty_layer)
+    with pytest.raises(ValueError, match="test_resnet must give features without a classifier"):
+        SSLViewsForPreTraining(config())

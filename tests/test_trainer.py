@@ -322,3 +322,14 @@ def test_micro_batches_log_what_whole_batches_do(digits, tmp_path):
         runs.append(torch.tensor([[entry[name] for name in names] for entry in logs]))
     torch.testing.assert_close(runs[1], runs[0], atol=0, rtol=1e-3)
     torch.testing.assert_close(runs[2], runs[0], atol=0, rtol=0.1)
+
+
+def test_a_model_of_another_run_is_named_as_the_start(digits, tmp_path):
+    new_model().save_pretrained(tmp_path / "before")
+    for place, expected in (("after", "a checkpoint in a local folder"), ("before", None)):
+        model = SSLViewsForPreTraining.from_pretrained(tmp_path / "before")
+        trainer = ours(tmp_path / place, digits, model)
+        assert trainer.model.config.initial_weights == expected
+    model.config.name_or_path = "someone/checkpoint"
+    assert ours(tmp_path, digits, model).model.config.initial_weights == "someone/checkpoint"
+    assert ours(tmp_path, digits).model.config.initial_weights is None

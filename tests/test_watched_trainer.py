@@ -295,22 +295,31 @@ class TestSetUp:
         [
             ({"on_bad": "ignore"}, "on_bad must be 'replace' or 'raise'; got 'ignore'"),
             ({"max_skipped_steps": -1}, "max_skipped_steps must be at least 0; got -1"),
-            ({"hub_token": "hf_x"}, "tokens do not belong into arguments"),
-            ({"push_to_hub": True}, "a run folder is not uploaded"),
+            ({"hub_token": "hf_x"}, "hub_token must be left out, for arguments are written"),
+            ({"push_to_hub": True}, "push_to_hub must be told where to"),
+            (
+                {"push_to_hub": True, "hub_model_id": "a/b", "hub_strategy": "checkpoint"},
+                "hub_strategy must be 'end' or 'every_save', .* got 'checkpoint'",
+            ),
+            (
+                {"push_to_hub": True, "hub_model_id": "a/b", "hub_revision": "dev"},
+                "hub_revision must be left out; got 'dev'",
+            ),
         ],
     )
     def test_wrong_arguments_get_a_sentence(self, tmp_path, values, message):
         with pytest.raises(ValueError, match=message):
             SSLViewsTrainingArguments(str(tmp_path), **values)
 
-    def test_the_run_folder_is_not_pushed(self, tmp_path):
-        with pytest.raises(ValueError, match=r"Use trainer\.model\.push_to_hub"):
+    def test_pushing_needs_a_repository(self, tmp_path):
+        with pytest.raises(ValueError, match="an encoder must have a repository to go to"):
             make(tmp_path).push_to_hub()
 
     def test_a_saved_model_has_readable_arguments_and_no_pickle(self, tmp_path):
         trainer = make(tmp_path)
         trainer.save_model(str(tmp_path / "model"))
         names = {path.name for path in (tmp_path / "model").iterdir()}
-        assert names == {"config.json", "model.safetensors", "run.json", "training_args.json"}
+        written = {"config.json", "model.safetensors", "run.json", "hardware.json"}
+        assert names == written | {"training_args.json"}
         stored = json.loads((tmp_path / "model" / "training_args.json").read_text())
         assert stored["max_steps"] == 10

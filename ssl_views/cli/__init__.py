@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "what a run has learned, in numbers and pictures",
     "compare": "one table and one picture over runs",
     "export": "write the encoder folder for timm and transformers",
+    "publish": "put an encoder on the Hub",
 }
 
 

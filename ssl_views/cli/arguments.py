@@ -105,11 +105,16 @@ class ViewArguments:
 class ModelArguments:
     """Backbone, projector and loss."""
 
-    backbone: str = flag("resnet18", "Any timm architecture.")
+    backbone: str | None = flag(None, "Any timm architecture; resnet18 by default.")
     model_args: dict[str, Any] | str | None = flag(
         None, "Further arguments of the architecture, as JSON."
     )
     pretrained_backbone: bool = flag(False, "Start from timm's pretrained weights (downloaded).")
+    from_encoder: str | None = flag(
+        None,
+        "Start from an encoder: a folder that export wrote, or a Hub id. Backbone and views follow "
+        "from it.",
+    )
     upscale: int = flag(
         1, "Enlarge views this many times before a backbone that shrinks images early."
     )

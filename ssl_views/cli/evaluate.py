@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ssl_views.cli.arguments import LabelledDataArguments, flag, make_parser, read_arguments
 from ssl_views.cli.console import few_labels_lines, metrics_table, protocol_line, say, spread_line
 from ssl_views.cli.setup import image_limits, load_run
-from ssl_views.data.sources import load_train_and_test
+from ssl_views.data.sources import load_train_and_test, public_name
 from ssl_views.evaluation.feature_cache import FeatureCache
 from ssl_views.evaluation.feature_sets import labelled_features
 from ssl_views.evaluation.features import (
@@ -26,6 +26,7 @@ from ssl_views.evaluation.history import write_whole
 from ssl_views.evaluation.knn import check_votes
 from ssl_views.evaluation.probe import view_rows
 from ssl_views.evaluation.report import FEW_LABELS, evaluate_features
+from ssl_views.spectrum import eigenspectrum
 from ssl_views.statistics import rank
 from ssl_views.training_args import default_view_threads
 from ssl_views.views import ViewRecipe
@@ -112,9 +113,11 @@ def _evaluate(arguments: EvaluateArguments, run: Path) -> None:
     if rank() > 0:
         return
     features = features.to(model.device)
+    eigenvalues = eigenspectrum(features.test)
     metrics = evaluate_features(
         features,
         views=views.to(model.device),
+        eigenvalues=eigenvalues,
         k=arguments.k,
         temperature=arguments.temperature,
         few_labels=FEW_LABELS,
@@ -143,7 +146,13 @@ def _evaluate(arguments: EvaluateArguments, run: Path) -> None:
         "split": arguments.split,
         "test_split": arguments.test_split,
     }
-    write_whole(output, json.dumps({**metrics.as_dict(), "protocol": how}, indent=2) + "\n")
+    stored = {
+        **metrics.as_dict(),
+        "data": public_name(arguments.dataset),
+        "protocol": how,
+        "eigenspectrum": [float(f"{value:.6g}") for value in eigenvalues.tolist()],
+    }
+    write_whole(output, json.dumps(stored, indent=2) + "\n")
     say(f"written to {output}")
     if not arguments.report:
         return
@@ -152,7 +161,9 @@ def _evaluate(arguments: EvaluateArguments, run: Path) -> None:
         return
     from ssl_views.evaluation.run_report import Evaluated, write_report  # needs matplotlib
 
-    evaluated = Evaluated(run, model.config, metrics, how, features, train, test, limits)
+    evaluated = Evaluated(
+        run, model.config, metrics, how, features, eigenvalues, train, test, limits
+    )
     write_report(report, evaluated)
     say(f"pictures in {report}")
 

@@ -18,7 +18,7 @@ from ssl_views.cli.arguments import (
 )
 from ssl_views.cli.before_and_after import BeforeAndAfter
 from ssl_views.cli.console import say
-from ssl_views.cli.setup import describe_views, image_limits, make_config
+from ssl_views.cli.setup import describe_views, follow_encoder, image_limits, make_config
 from ssl_views.cli.watching import describe_evaluations, plan_evaluations
 from ssl_views.data.cache import PixelCache
 from ssl_views.data.collator import MultiViewCollator
@@ -31,9 +31,12 @@ from ssl_views.data.sources import (
     load_train_and_test,
     take_fraction,
 )
+from ssl_views.encoders import from_encoder
 from ssl_views.evaluation.features import COMPARED_VIEWS, Extraction
 from ssl_views.evaluation.probe import NUM_VIEW_IMAGES
+from ssl_views.hub import PublishError
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
+from ssl_views.run_record import MODEL_FIELDS
 from ssl_views.trainer import SSLViewsTrainer
 from ssl_views.training_args import SSLViewsTrainingArguments
 from ssl_views.view_engines import engine_name
@@ -41,7 +44,6 @@ from ssl_views.views import ViewRecipe
 
 # What `ssl-views pretrain` alone does: minutes on two CPU cores.
 _DIGITS_DEFAULTS: dict[str, Any] = {
-    "backbone": "test_resnet",
     "per_device_train_batch_size": 128,
     "num_train_epochs": 40,
     "projector_dim": 64,
@@ -80,6 +82,7 @@ def run(argv: list[str]) -> None:
         probed = hold_out(take_fraction(labelled, min(1.0, _PROBED / len(labelled))))
         most = max(1, len(compared.test) // args.world_size)
         args.per_device_eval_batch_size = min(args.per_device_eval_batch_size, most)
+    views, model_args = follow_encoder(views, model_args)
     config = make_config(train, source.dataset, views, model_args, limits=limits)
     dataset: Any
     if source.streaming:
@@ -96,7 +99,11 @@ def run(argv: list[str]) -> None:
             num_views=config.num_views,
             cost=config.num_views * len(compared.test) + looked_at,
         )
-    model = SSLViewsForPreTraining(config, pretrained_backbone=model_args.pretrained_backbone)
+    if model_args.from_encoder is None:
+        model = SSLViewsForPreTraining(config, pretrained_backbone=model_args.pretrained_backbone)
+    else:
+        fields = {name: getattr(config, name) for name in MODEL_FIELDS if name != "initial_weights"}
+        model = from_encoder(model_args.from_encoder, **fields)
     trainer = SSLViewsTrainer(
         model,
         args,
@@ -117,14 +124,20 @@ def run(argv: list[str]) -> None:
         if compared:
             say(describe_evaluations(args, watch.evaluation_share))
     if compared:  # every process extracts a share of the features
-        start = "pretrained" if model_args.pretrained_backbone else "untrained"
+        start = "untrained" if model.config.initial_weights is None else "pretrained"
         compared.before(model.ssl_views, f"{start} backbone")
     output_dir = Path(str(args.output_dir))
     trainer.train(resume_from_checkpoint=checkpoint)
+    unpublished = None
     if main:
-        trainer.save_model(str(output_dir))
         trainer.save_state()
+        try:
+            trainer.save_model(str(output_dir))
+        except PublishError as error:  # the run itself is whole; said at the end
+            unpublished = error
         say(f"saved to {output_dir}")
+        if args.push_to_hub and unpublished is None:
+            say(f"published as {trainer.hub_model_id}")
         if trainer.bad_images:
             say(f"{len(trainer.bad_images)} images could not be used: {trainer.bad_images.path}")
     if compared:
@@ -135,6 +148,8 @@ def run(argv: list[str]) -> None:
         say("\nNext:")
         say("  " + command_line("evaluate", str(output_dir), *data_flags(source)))
         say("  " + command_line("export", str(output_dir), "encoder"))
+    if unpublished is not None:
+        raise unpublished
 
 
 def _resume_from(args: SSLViewsTrainingArguments) -> str | bool | None:

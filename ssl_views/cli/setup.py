@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from ssl_views.data.image_limits import (
 )
 from ssl_views.data.image_roots import allow_images_below
 from ssl_views.data.sources import DIGITS
+from ssl_views.encoders import encoder_fields, encoder_path
 from ssl_views.modeling_ssl_views import SSLViewsModel
 from ssl_views.named_recipes import RECIPES
 from ssl_views.views import ViewRecipe
@@ -40,6 +42,7 @@ _SIZES = (32, 64, 96, 128, 160, 192, 224)
 _LOOK_AT = 64
 _ENOUGH = 16
 _NUM_VIEWS = 4
+_BACKBONE, _DIGITS_BACKBONE = "resnet18", "test_resnet"
 _MEASURE = 512
 
 
@@ -52,6 +55,29 @@ def image_limits(data: DataArguments) -> ImageLimits:
         max_pixels=data.max_image_pixels,
         max_bytes=data.max_image_bytes,
     )
+
+
+def follow_encoder(
+    views: ViewArguments, model: ModelArguments
+) -> tuple[ViewArguments, ModelArguments]:
+    """Return the flags with what follows from the encoder to start from, if there is one."""
+    if model.from_encoder is None:
+        return views, model
+    for name in ("backbone", "model_args", "pretrained_backbone"):
+        if value := getattr(model, name):
+            raise ValueError(
+                f"{name} must be left out with from_encoder, which brings its own backbone; got "
+                f"{value!r}."
+            )
+    fields = encoder_fields(encoder_path(model.from_encoder))
+    given = parse_json("recipe_args", views.recipe_args)
+    views = replace(
+        views,
+        image_size=views.image_size or fields["image_size"] // model.upscale,
+        num_channels=views.num_channels or fields["num_channels"],
+        recipe_args={**fields["recipe_args"], **given},
+    )
+    return views, replace(model, backbone=fields["backbone"], model_args=fields["model_args"])
 
 
 def make_config(
@@ -84,15 +110,16 @@ def make_config(
     num_views = views.num_views
     if num_views is None:
         num_views = RECIPES.get(recipe, {}).get("num_views", _NUM_VIEWS)
+    backbone = model.backbone or (_DIGITS_BACKBONE if dataset == DIGITS else _BACKBONE)
     recipe_args: dict[str, Any] = dict(parse_json("recipe_args", views.recipe_args))
     if not {"mean", "std"} & recipe_args.keys():
-        if model.pretrained_backbone and num_channels == 3 and timm.is_model(model.backbone):
-            pretrained = timm.get_pretrained_cfg(model.backbone)
+        if model.pretrained_backbone and num_channels == 3 and timm.is_model(backbone):
+            pretrained = timm.get_pretrained_cfg(backbone)
             recipe_args.update(mean=list(pretrained.mean), std=list(pretrained.std))
         elif num_channels != 3 and recipe != DIGITS:
             recipe_args.update(_measure(rows, num_channels, limits))
     return SSLViewsConfig(
-        backbone=model.backbone,
+        backbone=backbone,
         model_args=parse_json("model_args", model.model_args),
         image_size=image_size,
         num_channels=num_channels,

@@ -119,6 +119,13 @@ def take_fraction(rows: "Dataset", fraction: float, seed: int = 0) -> "Dataset":
     return rows.select(kept)
 
 
+def public_name(dataset: str) -> str | None:
+    """Return what a publication may call a source: its Hub id; None for files and folders."""
+    if dataset == DIGITS:
+        return "digits of scikit-learn"
+    return dataset if not Path(dataset).exists() and _HUB_ID.fullmatch(dataset) else None
+
+
 def _open(dataset: str, streaming: bool) -> "Mapping[str, Any]":
     """Return the splits of a source."""
     if dataset == DIGITS:

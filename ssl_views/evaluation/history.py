@@ -14,10 +14,10 @@ from ssl_views.checkpoints import CheckpointError, checkpoints_by_step, read_man
 from ssl_views.naming import did_you_mean, printable
 
 _STATE = "trainer_state.json"
-_RECORD, _EVALUATION = "run.json", "evaluation.json"
+_RECORD, _EVALUATION, _HARDWARE = "run.json", "evaluation.json", "hardware.json"
 _AXES = ("step", "epoch", "images_seen", "train_seconds")
 _RESULTS = re.compile(
-    r"(trainer_state|run|summary|evaluation(_mean_of_[0-9]+_views)?)\.json"
+    r"(trainer_state|run|hardware|summary|evaluation(_mean_of_[0-9]+_views)?)\.json"
     r"|report(_mean_of_[0-9]+_views)?\.html"
 )
 _FEATURES = re.compile(r"[0-9a-f]{32}\.safetensors")  # of a feature cache
@@ -54,12 +54,15 @@ class RunHistory:
         record: what makes two runs the same, see `run_record`; None where it was not written.
         evaluation: what `ssl-views evaluate` wrote; None where it has not run, or where training
             went on since.
+        hardware: what its last part was computed on, see `describe_hardware`; None where it was
+            not written.
     """
 
     folder: Path
     state: Mapping[str, Any]
     record: Mapping[str, Any] | None
     evaluation: Mapping[str, Any] | None
+    hardware: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunHistory":
@@ -90,13 +93,16 @@ class RunHistory:
             )
         newest = max(states, key=lambda place: states[place]["global_step"])  # of equals the first
         went_on = newest in checkpoints and folder in states
-        record = _manifest_record([newest]) if newest in checkpoints else None
-        if record is None:
-            record = _read_object(folder / _RECORD)
-        if record is None:
-            record = _manifest_record([newest, *checkpoints[::-1]])
+
+        def found(name: str, key: str) -> dict[str, Any] | None:
+            value = _in_manifests([newest], key) if newest in checkpoints else None
+            if value is None:
+                value = _read_object(folder / name)
+            return value if value is not None else _in_manifests([newest, *checkpoints[::-1]], key)
+
         evaluation = None if went_on else _read_object(folder / _EVALUATION)
-        return cls(folder, states[newest], record, evaluation)
+        record, hardware = found(_RECORD, "run"), found(_HARDWARE, "hardware")
+        return cls(folder, states[newest], record, evaluation, hardware)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -210,13 +216,13 @@ def _damaged(path: Path, reason: str) -> ValueError:
     )
 
 
-def _manifest_record(checkpoints: list[Path]) -> dict[str, Any] | None:
-    """Return the record in the manifest of the first checkpoint that has one."""
+def _in_manifests(checkpoints: list[Path], key: str) -> dict[str, Any] | None:
+    """Return what the manifest of the first checkpoint that has it holds under a key."""
     for folder in checkpoints:
         try:
-            record = read_manifest(folder).get("run")
+            value = read_manifest(folder).get(key)
         except CheckpointError:
             continue  # of another program, or damaged: the log alone is used
-        if isinstance(record, dict):
-            return record
+        if isinstance(value, dict):
+            return value
     return None

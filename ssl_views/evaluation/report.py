@@ -81,14 +81,18 @@ def _of_fractions(values: list[float]) -> Interval:
     return Interval(mean, max(0.0, low), min(1.0, high), n)
 
 
-def spread_of(features: Tensor, views: Tensor | None = None) -> Spread:
+def spread_of(
+    features: Tensor, views: Tensor | None = None, eigenvalues: Tensor | None = None
+) -> Spread:
     """Compute what needs no labels.
 
     Args:
         features: (M, D).
         views: (V, B, D), representations of views of some images.
+        eigenvalues: `eigenspectrum(features)`, where it is known.
     """
-    eigenvalues = eigenspectrum(features)
+    if eigenvalues is None:
+        eigenvalues = eigenspectrum(features)
     known = int((eigenvalues > 0).sum()) >= _LEAST_EIGENVALUES
     law = fit_power_law(eigenvalues) if known else None
     compared = views is not None and min(views.shape[:2]) > 1
@@ -110,6 +114,7 @@ def evaluate_features(
     features: LabelledFeatures,
     *,
     views: Tensor | None = None,
+    eigenvalues: Tensor | None = None,
     k: int = 20,
     temperature: float = 0.1,
     linear_probe: bool = True,
@@ -120,6 +125,7 @@ def evaluate_features(
     Args:
         features: of a training and a test set.
         views: (V, B, D), representations of views of some images, for what compares views.
+        eigenvalues: `eigenspectrum(features.test)`, where it is known.
         k: neighbours of kNN.
         temperature: of kNN.
         linear_probe: also fit a linear probe, which takes longest.
@@ -141,7 +147,7 @@ def evaluate_features(
             if share * len(features.train) >= num_classes
         }
     return Metrics(
-        **asdict(spread_of(features.test, views)),
+        **asdict(spread_of(features.test, views, eigenvalues)),
         knn=knn,
         linear_probe=probe,
         linear_probe_weight_decay=weight_decay,

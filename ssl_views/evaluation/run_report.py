@@ -37,7 +37,7 @@ from ssl_views.evaluation.pictures import (
 from ssl_views.evaluation.report import Metrics
 from ssl_views.evaluation.report_page import ReportPicture, report_page
 from ssl_views.plots import draw_view_grid
-from ssl_views.spectrum import eigenspectrum, fit_power_law
+from ssl_views.spectrum import fit_power_law
 from ssl_views.views import ViewRecipe
 
 _QUERIES, _NEIGHBOURS = 10, 5
@@ -56,6 +56,7 @@ class Evaluated:
         metrics: that were computed.
         protocol: by name, as in evaluation.json; with k and temperature of kNN.
         features: of training and test images.
+        eigenvalues: of the covariance of the test features, as from `eigenspectrum`.
         train: rows of the former.
         test: rows of the latter.
         limits: which images were used.
@@ -66,6 +67,7 @@ class Evaluated:
     metrics: Metrics
     protocol: Mapping[str, Any]
     features: LabelledFeatures
+    eigenvalues: Tensor
     train: Any
     test: Any
     limits: ImageLimits
@@ -205,8 +207,7 @@ def _of_training(evaluated: Evaluated, history: RunHistory | None) -> Iterator[R
 
 
 def _of_features(evaluated: Evaluated, neighbours: Neighbours, k: int) -> Iterator[ReportPicture]:
-    features = evaluated.features
-    eigenvalues = eigenspectrum(features.test)
+    features, eigenvalues = evaluated.features, evaluated.eigenvalues
     if bool((eigenvalues > 0).any()):
         law = None if evaluated.metrics.alpha is None else fit_power_law(eigenvalues)
         yield ReportPicture(

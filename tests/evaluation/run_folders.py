@@ -103,5 +103,7 @@ def evaluation_of(knn, linear_probe=0.7, *, num_test=2000, **protocol):
         "feature_dim": 256,
         "num_train": 5000,
         "num_test": num_test,
+        "data": None,
         "protocol": {**PROTOCOL, **protocol},
+        "eigenspectrum": [4.0, 2.0, 1.0],
     }

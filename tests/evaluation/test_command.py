@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import ClassLabel, DatasetDict
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import set_seed
 
 from ssl_views import SSLViewsConfig, SSLViewsForPreTraining
@@ -77,6 +78,13 @@ def test_metrics_and_report(capsys, untrained, data):
         "temperature": 0.2, "compared_views": 4, "view_images": 50, "dataset": str(data),
         "split": "train", "test_split": None,
     }  # fmt: skip
+    assert stored["data"] is None  # a path says nothing to others
+    assert len(stored["eigenspectrum"]) == 50  # of 96 features, as many as images
+    assert stored["eigenspectrum"] == sorted(stored["eigenspectrum"], reverse=True)
+    features = [load_file(p)["features"] for p in (untrained / "features").iterdir()]
+    test = min(features, key=len)
+    expected = np.linalg.eigvalsh(np.cov(test.double().T.numpy(), bias=True))[::-1][:50]
+    np.testing.assert_allclose(stored["eigenspectrum"], expected, rtol=1e-5, atol=1e-9)
     assert f"{100 * stored['knn']:.1f} %" in out
     assert f"{100 * stored['linear_probe']:.1f} %" in out
     assert set(stored["few_labels"]) == {"0.1"}  # one in a hundred is not one of each class

@@ -136,10 +136,16 @@ class TestWriting:
     def test_a_new_run_forgets_what_described_the_last(self, tmp_path):
         forget_results(tmp_path / "none")
         old = ["trainer_state.json", "run.json", "evaluation.json", "report.html", "summary.json"]
-        old += ["evaluation_mean_of_16_views.json", "report_mean_of_16_views.html"]
+        old += ["hardware.json", "evaluation_mean_of_16_views.json", "report_mean_of_16_views.html"]
         old += [f"features/{'0a' * 16}.safetensors"]
         kept = ["config.json", "model.safetensors", "report_notes.html", "evaluation_old.json"]
-        kept += ["report_mean_of_my_views.html", "old_run.json", "summary.json.bak", "report.json"]
+        kept += [
+            "old_hardware.json",
+            "report_mean_of_my_views.html",
+            "old_run.json",
+            "summary.json.bak",
+            "report.json",
+        ]
         kept += ["checkpoint-4/trainer_state.json", "features/mine.safetensors", "evaluation.html"]
         kept += [f"features/{'0a' * 15}.safetensors", f"features/{'0A' * 16}.safetensors"]
         for name in old + kept:
@@ -178,7 +184,9 @@ class TestDamage:
         with pytest.raises(ValueError, match=r"must hold trainer_state\.json"):
             RunHistory.read(tmp_path)
 
-    @pytest.mark.parametrize("name", ["trainer_state.json", "run.json", "evaluation.json"])
+    @pytest.mark.parametrize(
+        "name", ["trainer_state.json", "run.json", "hardware.json", "evaluation.json"]
+    )
     @pytest.mark.parametrize(
         "content", [b"", b'{"step": ', b"[1]", b"\xff\xfe{}"], ids=["empty", "cut", "list", "utf"]
     )

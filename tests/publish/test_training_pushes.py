@@ -1,0 +1,192 @@
+"""`push_to_hub` in training publishes encoders, and disturbs nothing."""
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+
+from ssl_views import (
+    MultiViewCollator,
+    MultiViewDataset,
+    SSLViewsConfig,
+    SSLViewsForPreTraining,
+    SSLViewsTrainer,
+    SSLViewsTrainingArguments,
+    ViewRecipe,
+    publishing_trainer,
+)
+from ssl_views.cli import main
+from ssl_views.encoder_folder import ENCODER_FILES
+from ssl_views.hub import PublishError
+
+REPO = "tester/mine"
+
+
+def make(folder, **values):
+    config = SSLViewsConfig(
+        backbone="test_resnet", image_size=32, num_views=2, projector_dim=8, recipe="cifar"
+    )
+    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    options = {
+        "per_device_train_batch_size": 8, "max_steps": 4, "save_strategy": "steps",
+        "save_steps": 2, "disable_tqdm": True, "use_cpu": True, "view_threads": 0, **values,
+    }  # fmt: skip
+    return SSLViewsTrainer(
+        SSLViewsForPreTraining(config),
+        SSLViewsTrainingArguments(str(folder), **options),
+        train_dataset=MultiViewDataset([{"image": image} for image in pixels]),
+        data_collator=MultiViewCollator(ViewRecipe.for_config(config), 0),
+    )
+
+
+def pushing(folder, **values):
+    return make(folder, push_to_hub=True, hub_model_id=REPO, **values)
+
+
+def backbone_of(trainer):
+    return trainer.model.ssl_views.backbone.state_dict()
+
+
+def assert_published(hub, trainer):
+    stored = load(hub.files(REPO)["model.safetensors"])
+    assert stored.keys() == backbone_of(trainer).keys()
+    assert all(torch.equal(stored[name], value) for name, value in backbone_of(trainer).items())
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
+def test_every_save_publishes_an_encoder_and_nothing_else(hub, tmp_path):
+    trainer = pushing(tmp_path, hub_always_push=True)
+    trainer.train()
+    trainer.save_model()
+    assert_published(hub, trainer)
+    commits = hub.repositories[REPO]
+    assert [m for m in commits.messages.values() if m.startswith("Training")] == [
+        "Training in progress, step 2",
+        "Training in progress, step 4",
+    ]
+    for files in commits.commits.values():
+        assert set(files) <= {*ENCODER_FILES, ".gitattributes"}
+        assert not any(hub.token.encode() in file.content for file in files.values())
+    card = hub.files(REPO)["README.md"].decode()
+    assert f'"hf-hub:{REPO}"' in card
+    assert "not evaluated" in card
+    assert str(tmp_path) not in card
+    assert hub.token not in "".join(p.read_text() for p in tmp_path.rglob("*.json"))
+
+
+def test_at_the_end_only(hub, tmp_path):
+    trainer = pushing(tmp_path, hub_strategy="end", hub_private_repo=True)
+    assert hub.repositories[REPO].private
+    trainer.train()
+    assert "model.safetensors" not in hub.files(REPO)
+    trainer.save_model()
+    assert_published(hub, trainer)
+
+
+def test_a_failure_changes_no_weight_and_is_reported(hub, tmp_path, caplog):
+    quiet = make(tmp_path / "quiet")
+    quiet.train()
+    trainer = pushing(tmp_path / "pushing", hub_always_push=True)
+    hub.fail("commit", 403)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    failures = [r.message for r in caplog.records if "is not on the Hub" in r.message]
+    assert len(failures) == 2
+    assert failures[0].startswith("The encoder of step 2 is not on the Hub: could not")
+    for name, value in backbone_of(quiet).items():
+        assert torch.equal(value, backbone_of(trainer)[name]), name
+    with pytest.raises(PublishError, match="Nothing was published"):
+        trainer.save_model(str(tmp_path / "model"))
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_slow_push_is_not_queued_behind(hub, tmp_path, monkeypatch):
+    messages, go_on = [], threading.Event()
+
+    def slow(*args, message, **kwargs):
+        messages.append(message)
+        assert go_on.wait(30)
+
+    monkeypatch.setattr(publishing_trainer, "publish_encoder", slow)
+    trainer = pushing(tmp_path, max_steps=6)
+    finish = trainer._finish_current_push
+
+    def release_and_finish():
+        go_on.set()
+        finish()
+
+    trainer._finish_current_push = release_and_finish
+    trainer.train()
+    assert messages == ["Training in progress, step 2"]
+    trainer.push_to_hub()
+    assert messages[1:] == ["End of training"]
+
+
+def test_a_mistake_of_ours_is_not_hidden(hub, tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(publishing_trainer, "publish_encoder", broken)
+    trainer = pushing(tmp_path)
+    with pytest.raises(TypeError, match="a mistake"):
+        trainer.train()
+
+
+def test_what_cannot_be_exported_is_logged(hub, tmp_path, monkeypatch, caplog):
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    trainer = pushing(tmp_path)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(publishing_trainer, "export_encoder", full)
+        trainer.train()
+    assert "The encoder of step 4 is not published: No space left" in caplog.text
+    assert (tmp_path / "checkpoint-4" / "MANIFEST.json").is_file()
+
+
+def test_a_login_that_fails_is_noticed_before_training(hub, tmp_path):
+    hub.fail("whoami", 401)
+    with pytest.raises(PublishError, match="hf auth login"):
+        pushing(tmp_path)
+
+
+def test_a_token_has_no_place_in_arguments(hub, tmp_path):
+    trainer = pushing(tmp_path)
+    with pytest.raises(ValueError, match="token must be left out; the login of the Hub is used"):
+        trainer.init_hf_repo(token="hf_x")
+
+
+class TestCommand:
+    words = (
+        "pretrain", "--backbone", "test_resnet", "--per_device_train_batch_size", "16",
+        "--num_views", "2", "--max_steps", "2", "--image_size", "32",
+    )  # fmt: skip
+
+    def run(self, images, output, *more):
+        return main([*self.words, "--dataset", str(images), "--output_dir", str(output), *more])
+
+    def test_it_publishes(self, hub, image_folder, tmp_path, capsys):
+        flags = ("--push_to_hub", "true", "--hub_model_id", REPO, "--hub_strategy", "end")
+        assert self.run(image_folder, tmp_path / "run", *flags) == 0
+        assert "published as tester/mine" in capsys.readouterr().out
+        assert set(hub.files(REPO)) >= {"config.json", "model.safetensors", "README.md"}
+
+    def test_a_failure_is_said_at_the_end_and_in_the_exit_code(
+        self, hub, image_folder, tmp_path, capsys
+    ):
+        hub.fail("commit", 500)
+        flags = ("--push_to_hub", "true", "--hub_model_id", REPO, "--hub_strategy", "end")
+        assert self.run(image_folder, tmp_path / "run", *flags) == 1
+        captured = capsys.readouterr()
+        assert "Next:" in captured.out
+        assert "trained backbone" in captured.out
+        assert "Nothing was published" in captured.err.splitlines()[-1]
+        assert (tmp_path / "run" / "model.safetensors").is_file()
