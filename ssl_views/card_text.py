@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 from ssl_views.naming import printable
 
+PLACEHOLDER = "THIS_FOLDER"  # what a card without a Hub id says to load
+
 _LONGEST = 1000
 _MARKUP = re.compile(r"([\\`*_\[\]|~$])")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

@@ -143,6 +143,8 @@ def export_encoder(
         picture = spectrum_picture(facts.evaluation)
         if picture is not None:
             (staged / SPECTRUM_FILE).write_bytes(picture)
+        # safetensors makes files that only their owner may read.
+        (staged / WEIGHTS_FILE).chmod((staged / CONFIG_FILE).stat().st_mode)
         info = check_encoder(staged)
         if onnx:
             with torch.random.fork_rng(devices=[]):  # the model to be filled draws random weights

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ssl_views.card_facts import DATASET_ID, CardFacts, metrics_of
 from ssl_views.card_sections import NOT_STATED, sections
-from ssl_views.card_text import is_hub_id, one_line
+from ssl_views.card_text import PLACEHOLDER, is_hub_id, one_line
 from ssl_views.encoder_folder import SPECTRUM_FILE
 from ssl_views.evaluation.report import Metrics
 from ssl_views.spectrum import fit_power_law
@@ -25,7 +25,7 @@ _DIGITS = 6  # of the numbers in the metadata
 
 
 def render_card(
-    facts: CardFacts, *, folder_name: str = "THIS_FOLDER", picture: str = SPECTRUM_FILE
+    facts: CardFacts, *, folder_name: str = PLACEHOLDER, picture: str = SPECTRUM_FILE
 ) -> str:
     """Return the model card of an encoder folder, with metadata.
 

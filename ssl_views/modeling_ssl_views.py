@@ -1,7 +1,5 @@
 """The model: a timm backbone, a projector and a multi-view loss, as transformers models."""
 
-from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +15,7 @@ from ssl_views.configuration_ssl_views import SSLViewsConfig
 from ssl_views.encoder_folder import representation_width
 from ssl_views.loss_modules import build_loss
 from ssl_views.projector import Projector
+from ssl_views.timm_weights import KeepsTimmWeights, is_initialised, is_loading
 
 
 @dataclass
@@ -36,7 +35,7 @@ class SSLViewsOutput(ModelOutput):
     representations: Tensor | None = None
 
 
-class SSLViewsPreTrainedModel(PreTrainedModel):
+class SSLViewsPreTrainedModel(KeepsTimmWeights, PreTrainedModel):
     """Keeps timm's initialisation and its non-persistent buffers through from_pretrained."""
 
     config: SSLViewsConfig
@@ -50,22 +49,10 @@ class SSLViewsPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise what a checkpoint lacks: the backbone as timm does, the projector as torch."""
+        of_timm = "_kept_tensors" in module.__dict__
         super()._init_weights(module)
-        kept = module.__dict__.pop("_kept_tensors", None)
-        if kept is None:
-            if isinstance(module, nn.Linear) and not _is_initialised(module.weight):
-                module.reset_parameters()
-            return
-        for name, value in kept.items():
-            tensor = getattr(module, name)
-            if not _is_initialised(tensor):
-                tensor.copy_(value)
-
-    def initialize_weights(self) -> None:
-        """Initialise all modules, then let go of what was kept for those that lacked nothing."""
-        super().initialize_weights()
-        for module in self.modules():
-            module.__dict__.pop("_kept_tensors", None)
+        if isinstance(module, nn.Linear) and not of_timm and not is_initialised(module.weight):
+            module.reset_parameters()
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         self.base_model.backbone.set_grad_checkpointing(enable)
@@ -93,18 +80,10 @@ class SSLViewsModel(SSLViewsPreTrainedModel):
 
     def __init__(self, config: SSLViewsConfig, pretrained_backbone: bool = False) -> None:
         super().__init__(config)
-        # from_pretrained builds on the meta device, where timm could not compute its buffers.
-        loading = torch.empty(0).device.type == "meta"
-        with torch.device("cpu") if loading else nullcontext():
-            self.backbone = _create_backbone(config, pretrained_backbone)
-        if not loading:
+        self.backbone = self.build_by_timm(lambda: _create_backbone(config, pretrained_backbone))
+        if not is_loading():
             start = _pretrained_name(self.backbone) if pretrained_backbone else None
             config.initial_weights = start
-        for module in self.backbone.modules():
-            if loading:
-                _keep_tensors(module)
-            else:
-                _mark_initialised(module)
         self.post_init()
 
     @property
@@ -158,31 +137,6 @@ def _pretrained_name(backbone: Any) -> str:
     """Return architecture and tag of timm's weights, e.g. "resnet18.a1_in1k"."""
     cfg = backbone.pretrained_cfg
     return ".".join(filter(None, (cfg.get("architecture"), cfg.get("tag"))))
-
-
-def _tensors(module: nn.Module, buffers: Iterable[str]) -> dict[str, Tensor]:
-    """Return the parameters and the named buffers of a module, without those of its children."""
-    own = {**module._parameters, **{name: module._buffers[name] for name in buffers}}
-    return {name: tensor for name, tensor in own.items() if tensor is not None}
-
-
-def _keep_tensors(module: nn.Module) -> None:
-    """Keep what timm made, for `_init_weights` to restore what a checkpoint lacks.
-
-    from_pretrained replaces missing parameters and all non-persistent buffers by empty ones.
-    """
-    kept = _tensors(module, module._non_persistent_buffers_set)
-    module.__dict__["_kept_tensors"] = {name: tensor.detach() for name, tensor in kept.items()}
-
-
-def _mark_initialised(module: nn.Module) -> None:
-    """Tell transformers to leave what timm has initialised."""
-    for tensor in _tensors(module, module._buffers).values():
-        setattr(tensor, "_is_hf_initialized", True)  # noqa: B010 (not a field of Tensor)
-
-
-def _is_initialised(tensor: Tensor) -> bool:
-    return getattr(tensor, "_is_hf_initialized", False)
 
 
 class SSLViewsForPreTraining(SSLViewsPreTrainedModel):

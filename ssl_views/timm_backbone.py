@@ -8,18 +8,18 @@ import copy
 import inspect
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 from transformers import AutoBackbone, TimmWrapperConfig
 from transformers.modeling_outputs import BackboneOutput
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 
+from ssl_views.timm_weights import KeepsTimmWeights
 
-class TimmEncoderBackbone(TimmWrapperPreTrainedModel):
+
+class TimmEncoderBackbone(KeepsTimmWeights, TimmWrapperPreTrainedModel):
     """An encoder folder as a backbone, with the interface that heads of transformers expect.
 
     It holds the whole encoder, with its BatchNorm statistics and any number of channels, and saves
@@ -67,12 +67,11 @@ class TimmEncoderBackbone(TimmWrapperPreTrainedModel):
     ) -> None:
         config = copy.deepcopy(config)  # of the caller: another backbone may have other stages
         super().__init__(config)
-        # from_pretrained builds on the meta device, where timm cannot make every architecture.
-        loading = torch.empty(0).device.type == "meta"
-        with torch.device("cpu") if loading else nullcontext():
-            self.timm_model = timm.create_model(
+        self.timm_model = self.build_by_timm(
+            lambda: timm.create_model(
                 config.architecture, num_classes=0, **(config.model_args or {})
             )
+        )
         stages = _stages(self.timm_model, config.architecture)
         self.stage_names = [str(stage["module"]) for stage in stages]
         self.num_features = [int(stage["num_chs"]) for stage in stages]
@@ -84,11 +83,6 @@ class TimmEncoderBackbone(TimmWrapperPreTrainedModel):
         # One of the two is stored, so a keyword of from_pretrained does not contradict the other.
         config.out_indices = self.out_indices
         config.__dict__.pop("out_features", None)
-        for module in self.timm_model.modules():
-            if loading:
-                _keep_buffers(module)
-            else:
-                _mark_initialised(module)
         self.post_init()
 
     def _chosen(self, indices: Sequence[int] | None, names: Sequence[str] | None) -> list[int]:
@@ -206,12 +200,6 @@ class TimmEncoderBackbone(TimmWrapperPreTrainedModel):
         state = {name.removeprefix(prefix): tensor.clone() for name, tensor in state.items()}
         super().save_pretrained(save_directory, state_dict=state, **kwargs)
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        for name, value in module.__dict__.pop("_kept_buffers", {}).items():
-            getattr(module, name).copy_(value)
-
 
 def _stages(model: nn.Module, architecture: str) -> list[dict[str, Any]]:
     """Return what timm says of the stages of a model."""
@@ -223,23 +211,6 @@ def _stages(model: nn.Module, architecture: str) -> list[dict[str, Any]]:
         )
     info: Any = model.feature_info
     return list(getattr(info, "info", info))
-
-
-def _keep_buffers(module: nn.Module) -> None:
-    """Keep the buffers that no checkpoint has, since from_pretrained replaces them by empty ones.
-
-    timm can make most of them again; it could not for every architecture.
-    """
-    names = module._non_persistent_buffers_set
-    found = {name: module._buffers[name] for name in names}
-    module.__dict__["_kept_buffers"] = {k: v.detach() for k, v in found.items() if v is not None}
-
-
-def _mark_initialised(module: nn.Module) -> None:
-    """Tell transformers to leave what timm has initialised."""
-    for tensor in (*module._parameters.values(), *module._buffers.values()):
-        if tensor is not None:
-            setattr(tensor, "_is_hf_initialized", True)  # noqa: B010 (not a field of Tensor)
 
 
 AutoBackbone.register(TimmWrapperConfig, TimmEncoderBackbone, exist_ok=True)

@@ -52,6 +52,7 @@ FLOORS = [
         "encoder_folder",
         "modeling_ssl_views",
         "timm_backbone",
+        "timm_weights",
     },
     {
         "callbacks",

@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from yaml import YAMLError
 
+from ssl_views.card_text import PLACEHOLDER
 from ssl_views.cli.arguments import flag, make_parser, read_arguments
 from ssl_views.cli.console import say
 from ssl_views.encoder_folder import CARD_FILE, check_encoder
@@ -65,7 +66,8 @@ def run(argv: list[str]) -> None:
 def card_hints(card_file: Path) -> list[str]:
     """Return what the metadata of a model card leaves open."""
     try:
-        data = ModelCard.load(card_file).data
+        card = ModelCard.load(card_file)
+        data = card.data
     except (ValueError, YAMLError) as error:
         return [f"the metadata of {card_file.name} cannot be read ({error}); the Hub may refuse it"]
     hints = []
@@ -73,6 +75,11 @@ def card_hints(card_file: Path) -> list[str]:
         hints.append("licence: not stated, so others may not know whether they may use it")
     if not data.datasets:
         hints.append("training data: not stated in the metadata of the card")
+    if PLACEHOLDER in card.text:
+        hints.append(
+            f"the card says how to load {PLACEHOLDER}; export with --title USER/NAME to name the "
+            "repository there"
+        )
     return hints
 
 

@@ -1,6 +1,8 @@
 """`push_to_hub` in training publishes encoders, and disturbs nothing."""
 
 import logging
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -190,3 +192,30 @@ class TestCommand:
         assert "trained backbone" in captured.out
         assert "Nothing was published" in captured.err.splitlines()[-1]
         assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("breaks", [False, True])
+def test_of_several_processes_one_publishes(hub, image_folder, tmp_path, breaks):
+    if breaks:
+        hub.fail("POST .*/commit/", 403)
+    flags = ("--push_to_hub", "true", "--hub_model_id", REPO, "--save_strategy", "steps",
+             "--save_steps", "1", "--hub_always_push", "true")  # fmt: skip
+    words = [*TestCommand.words, "--dataset", image_folder, "--output_dir", tmp_path / "run"]
+    words[words.index("16")] = "8"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m"]
+    result = subprocess.run(
+        [*launch, "ssl_views", *map(str, words), *flags],
+        env=hub.environment(tmp_path / "home"), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (result.returncode != 0) == breaks, result.stderr
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert sum(path.endswith("/repos/create") for _, path in hub.requests) == 1
+    if breaks:
+        assert "Nothing was published" in result.stderr
+    else:
+        messages = list(hub.repositories[REPO].messages.values())
+        assert [m for m in messages if m.startswith("Training")] == [
+            "Training in progress, step 1",
+            "Training in progress, step 2",
+        ]
