@@ -24,6 +24,8 @@ from ssl_views.hardware import current_versions
 from ssl_views.modeling_ssl_views import SSLViewsModel
 
 DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_LONGEST_TEXT = 1000
+_LONGEST = {"license": 100, "title": 100}
 _METRICS = [each.name for each in fields(Metrics)]
 _NO_NUMBERS = ("few_labels", "alpha_ranks")
 _PROTOCOL = (  # what is told of a protocol: the data set may be a path
@@ -61,6 +63,12 @@ class CardDetails(CheckedValues):
             value = getattr(self, each.name)
             if isinstance(value, str) and not value.strip():
                 raise ValueError(f"{each.name} must say something; got {value!r}. Leave it out.")
+            longest = _LONGEST.get(each.name, _LONGEST_TEXT)
+            if isinstance(value, str) and len(value) > longest:
+                raise ValueError(
+                    f"{each.name} must have at most {longest} characters; got {len(value)}. Say "
+                    "the rest in a file of its own."
+                )
         for name in self.datasets:
             if not DATASET_ID.fullmatch(name):
                 raise ValueError(
@@ -116,7 +124,7 @@ def facts_of(
     """
     return CardFacts(
         encoder=encoder_facts(model),
-        recipe=recipe_facts(model),
+        recipe=recipe_facts(model, history),
         training=None if history is None else training_facts(history),
         cost=None if history is None else cost_facts(history),
         evaluation=_public_evaluation(None if history is None else history.evaluation),

@@ -1,17 +1,19 @@
 """Parts of what a model card states: the network, what it learned, how long, and at what cost."""
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ssl_views.card_text import is_hub_id
 from ssl_views.checked_values import CheckedValues
 from ssl_views.encoder_config import TRAINING_ONLY
 from ssl_views.encoder_folder import registered_by
 from ssl_views.evaluation.history import RunHistory
 from ssl_views.losses import resolve_orthogonality_weight
 from ssl_views.modeling_ssl_views import SSLViewsModel
+from ssl_views.views import ViewRecipe
 
 _HARDWARE = ("kind", "device", "num_devices", "processes")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
@@ -67,6 +69,7 @@ class TrainingFacts(CheckedValues):
 
     finished: bool
     steps: int
+    weights_step: int | None = None
     planned_steps: int | None = None
     images: int | None = None
     images_per_step: int | None = None
@@ -112,21 +115,24 @@ def encoder_facts(model: SSLViewsModel) -> EncoderFacts:
     )
 
 
-def recipe_facts(model: SSLViewsModel) -> RecipeFacts:
-    """Return what a network was to learn."""
+def recipe_facts(model: SSLViewsModel, history: RunHistory | None) -> RecipeFacts:
+    """Return what a network was to learn: by its configuration, or by the views of its run."""
     config = model.config
+    used = dict(((history and history.record) or {}).get("views") or {})
+    planned = json.loads(json.dumps(asdict(ViewRecipe.for_config(config))))
+    is_planned = not used or all(used.get(name) == value for name, value in planned.items())
     start = config.initial_weights
     weight = resolve_orthogonality_weight(
         config.orthogonality_weight, config.projector_dim, config.loss
     )
     own_weights = config.loss == "vicreg" and _VICREG_WEIGHTS & config.loss_args.keys()
     return RecipeFacts(
-        initial_weights="a local file" if start is not None and _is_path(start) else start,
-        num_views=config.num_views,
-        image_size=config.image_size,
+        initial_weights=start if start is None or _is_start(start) else "not stated",
+        num_views=config.num_views if is_planned else used["num_views"],
+        image_size=config.image_size if is_planned else used["image_size"],
         upscale=config.upscale,
-        recipe=config.recipe,
-        recipe_args=_without_paths(config.recipe_args),
+        recipe=config.recipe if is_planned else "custom",
+        recipe_args=_without_paths(config.recipe_args) if is_planned else {},
         loss=config.loss,
         loss_args=_without_paths(config.loss_args),
         projector_dim=config.projector_dim,
@@ -145,20 +151,24 @@ def training_facts(history: RunHistory) -> TrainingFacts:
     seen = history.total("images_seen") if per_step is None else steps * per_step
     used = [name for name in ("bf16", "fp16") if training.get(name)]
     precision = (used[0] if used else "float32") if training else None
+    # An optimizer made by the user has its own numbers.
+    given, own_schedule = training.get("given_optimizer"), training.get("given_scheduler")
+    named = "LARS" if training.get("lars") else training.get("optim")
     return TrainingFacts(
         finished=history.finished,
         steps=steps,
+        weights_step=history.weights_step,
         planned_steps=planned if planned and planned > 0 else None,
         images=data.get("images"),
         images_per_step=per_step,
         epochs=history.total("epoch"),
         images_seen=None if seen is None else int(seen),
         seeds=() if seed is None else (seed,),
-        optimizer="LARS" if training.get("lars") else training.get("optim"),
-        learning_rate=training.get("learning_rate"),
-        schedule=training.get("lr_scheduler_type"),
-        warmup_steps=training.get("warmup_steps"),
-        weight_decay=training.get("weight_decay"),
+        optimizer=given or named,
+        learning_rate=None if given else training.get("learning_rate"),
+        schedule=own_schedule or training.get("lr_scheduler_type"),
+        warmup_steps=None if own_schedule else training.get("warmup_steps"),
+        weight_decay=None if given else training.get("weight_decay"),
         precision=precision,
     )
 
@@ -175,8 +185,13 @@ def cost_facts(history: RunHistory) -> CostFacts:
     )
 
 
+def _is_start(text: str) -> bool:
+    """Return whether a text may name weights: a Hub id with or without revision, or no path."""
+    return is_hub_id(text.partition("@")[0]) or not _is_path(text)
+
+
 def _is_path(text: str) -> bool:
-    return Path(text).is_absolute() or text.startswith((".", "~")) or "\\" in text
+    return text.startswith((".", "~")) or bool({"/", "\\"} & set(text))
 
 
 def _without_paths(value: Any) -> Any:

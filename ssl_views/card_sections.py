@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssl_views.card_facts import CardFacts, metrics_of
-from ssl_views.card_text import code, is_hub_id, plain, table
+from ssl_views.card_loading import loading
+from ssl_views.card_text import code, plain, table
 from ssl_views.evaluation.metric_meanings import explained
 
 NOT_STATED = "not stated"
@@ -25,17 +26,16 @@ def sections(facts: CardFacts, folder_name: str, picture: str | None) -> dict[st
     encoder, title = facts.encoder, facts.details.title
     return {
         "title": (
-            f"{code(encoder.architecture)}, pretrained without labels"
+            f"{code(encoder.architecture)}{_by_what(facts)}"
             if title is None
             else plain(title, _NAME)
         ),
         "summary": (
-            "An image encoder that was pretrained without labels. It turns an image into "
-            f"{encoder.num_features:,} numbers, its features, for classifiers, search or "
-            "clustering."
+            f"An image encoder{_by_what(facts)}. It turns an image into {encoder.num_features:,} "
+            "numbers, its features, for classifiers, search or clustering."
         ),
         "about": _about(facts),
-        "loading": _loading(facts, folder_name),
+        "loading": loading(facts, folder_name),
         "data": _data(facts),
         "recipe": _recipe(facts),
         "evaluation": _evaluation(facts, picture),
@@ -44,6 +44,14 @@ def sections(facts: CardFacts, folder_name: str, picture: str | None) -> dict[st
         "licence": _licence(facts),
         "citation": _citation(facts),
     }
+
+
+def _by_what(facts: CardFacts) -> str:
+    """Return what is known of how it came to be."""
+    if facts.training is None:
+        return ""
+    further = "" if facts.recipe.initial_weights is None else " further"
+    return f", pretrained{further} without labels"
 
 
 def _about(facts: CardFacts) -> str:
@@ -57,55 +65,6 @@ def _about(facts: CardFacts) -> str:
          f"std {_list(encoder.std)}"),
     ]  # fmt: skip
     return table(rows, ("", ""))
-
-
-def _loading(facts: CardFacts, folder_name: str) -> str:
-    title, encoder = facts.details.title, facts.encoder
-    on_hub = title is not None and is_hub_id(title)
-    name = title if on_hub else folder_name
-    source = f"{'hf-hub' if on_hub else 'local-dir'}:{name}"
-    needs = f"import {encoder.needs}  # registers the architecture\n" if encoder.needs else ""
-    image = {3: "an RGB image", 1: "a grey image"}.get(encoder.input_size[0])
-    count, by_timm, by_auto = "N", "encoder(pixels)", "encoder(pixels)"
-    transform = processor = ""
-    if image is not None:
-        count, image = "1", f"`image` is {image} of Pillow"
-        transform = (
-            "transform = timm.data.create_transform("
-            "**timm.data.resolve_model_data_config(encoder))\n"
-        )
-        processor = f'processor = AutoImageProcessor.from_pretrained("{name}")\n'
-        by_timm = "encoder(transform(image).unsqueeze(0))"
-        by_auto = 'encoder(**processor(image, return_tensors="pt"))'
-    else:
-        image = "`pixels` is a float tensor (N, C, H, W), normalized with the mean and std above"
-    imports = "AutoImageProcessor, AutoModel" if processor else "AutoModel"
-    return f"""With [timm](https://github.com/huggingface/pytorch-image-models); {image}:
-
-```python
-{needs}import timm
-
-encoder = timm.create_model("{source}", pretrained=True).eval()
-{transform}features = {by_timm}  # ({count}, {encoder.num_features})
-```
-
-With [transformers](https://github.com/huggingface/transformers):
-
-```python
-{needs}from transformers import {imports}
-
-encoder = AutoModel.from_pretrained("{name}").eval()
-{processor}features = {by_auto}.pooler_output  # ({count}, {encoder.num_features})
-```
-
-With `ssl_views`, to go on pretraining on your own images, or for feature maps in dense tasks:
-
-```python
-{needs}from ssl_views import TimmEncoderBackbone, from_encoder
-
-model = from_encoder("{name}")
-backbone = TimmEncoderBackbone.from_pretrained("{name}", out_indices=[-2, -1])
-```"""
 
 
 def _data(facts: CardFacts) -> str:
@@ -140,6 +99,8 @@ def _recipe(facts: CardFacts) -> str:
     lasted = f"{training.steps:,}"
     if not training.finished and training.planned_steps is not None:
         lasted += f" of {training.planned_steps:,}"
+    if training.weights_step not in (None, training.steps):
+        lasted += f"; the weights are the best ones, of step {training.weights_step:,}"
     optimizer = _known(training.optimizer and code(training.optimizer))
     if training.precision is not None:
         optimizer += f", in {code(training.precision)}"
@@ -188,7 +149,7 @@ def _evaluation(facts: CardFacts, picture: str | None) -> str:
             f"{metrics.num_train:,} images to learn from, {metrics.num_test:,} to evaluate.",
             f"kNN with k = {plain(str(protocol.get('k', NOT_STATED)), 20)} and temperature "
             f"{plain(str(protocol.get('temperature', NOT_STATED)), 20)}.",
-            "Nothing was chosen on test labels.",
+            "The weight decay of linear probes was chosen on training images.",
         ]
     if metrics.lidar is not None and "compared_views" in protocol:
         views_, images = (

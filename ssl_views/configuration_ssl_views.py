@@ -5,6 +5,7 @@ from typing import Any
 import timm
 from transformers import PretrainedConfig
 
+from ssl_views.encoder_config import NOT_OF_AN_ARCHITECTURE
 from ssl_views.loss_modules import build_loss
 from ssl_views.losses import Weight
 from ssl_views.naming import did_you_mean
@@ -107,11 +108,16 @@ class SSLViewsConfig(PretrainedConfig):
                 f"backbone must be an architecture of timm; got {self.backbone!r}.{hint} "
                 "timm.list_models('*resnet*') lists names."
             )
-        for key in ("num_classes", "pretrained", "in_chans", "img_size"):
-            if key in self.model_args:
+        for key, value in self.model_args.items():
+            if key in NOT_OF_AN_ARCHITECTURE or key in ("in_chans", "img_size"):
                 raise ValueError(
                     f"model_args must not hold {key!r}, which the model sets. Use num_channels, "
                     "image_size, or pretrained_backbone=True."
+                )
+            if isinstance(value, str) and {"/", "\\"} & set(value):
+                raise ValueError(
+                    f"model_args are published with the encoder, so none may be a path; {key!r} "
+                    "is. Load what it names yourself."
                 )
         for key in ("image_size", "num_views", "num_channels"):
             if key in self.recipe_args:

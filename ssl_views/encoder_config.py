@@ -32,7 +32,7 @@ TRAINING_ONLY = frozenset(
     }
 )
 
-_NOT_OF_AN_ARCHITECTURE = (
+NOT_OF_AN_ARCHITECTURE = (
     "cache_dir", "checkpoint_path", "device", "dtype", "exportable", "features_only", "no_jit",
     "num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
     "pretrained_model_args", "scriptable",
@@ -104,7 +104,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise _wrong("num_classes", "0, for an encoder has no classifier", num_classes)
     if not isinstance(model_args, dict):
         raise _wrong("model_args", "a JSON object", model_args)
-    for key in _NOT_OF_AN_ARCHITECTURE:
+    for key in NOT_OF_AN_ARCHITECTURE:
         if key in model_args:
             raise EncoderError(
                 f"model_args must hold arguments of the architecture only; it holds {key!r}, which "

@@ -96,6 +96,12 @@ def registered_by(architecture: str) -> str | None:
     if not timm.is_model(architecture):
         raise _unknown(architecture, None)
     module = str(timm.model_entrypoint(architecture).__module__)
+    if module == "__main__":
+        raise EncoderError(
+            f"an architecture must be registered in a module that others can import; "
+            f"{architecture!r} is registered in the program that runs. Put it into a file of its "
+            "own, and import that."
+        )
     return None if module.split(".")[0] == "timm" else module
 
 

@@ -46,7 +46,7 @@ from ssl_views.onnx_export import check_onnx_installed, write_onnx
 logger = logging.get_logger(__name__)
 
 _STATE = "trainer_state.json"
-_CHECKPOINT_FILES = (CONFIG_FILE, "*.safetensors", "model.safetensors.index.json")
+_CHECKPOINT_FILES = (CONFIG_FILE, "model*.safetensors", "model.safetensors.index.json")
 
 
 def encoder_config(model: SSLViewsModel) -> dict[str, Any]:
@@ -159,6 +159,11 @@ def _check_target(folder: Path) -> None:
         raise ValueError(
             f"{folder} must be an empty or new folder; it holds {sorted(others) or 'a file'}. "
             "Choose another."
+        )
+    if (folder / CARD_FILE).exists() and not (folder / CONFIG_FILE).exists():
+        raise ValueError(
+            f"{folder} must be an empty or new folder, or hold an encoder; it holds a {CARD_FILE} "
+            "of something else. Choose another."
         )
 
 

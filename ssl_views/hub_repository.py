@@ -17,7 +17,7 @@ _OF_THE_HUB = (".gitattributes",)
 # Other loaders may prefer or run these beside model.safetensors.
 _RISKY = re.compile(
     r"(?:.*\.(?:py|bin|pt|pth|ckpt|pkl|pickle|joblib|h5|msgpack|npy|npz|so)"
-    r"|model\.safetensors\.index\.json|adapter_config\.json)",
+    r"|model\.safetensors\.index\.json|adapter_config\.json|(?:pre)?processor_config\.json)",
     flags=re.IGNORECASE,
 )
 _FEW = 1  # further attempts where the library itself makes every request up to six times
@@ -68,7 +68,10 @@ def open_repository(api: HfApi, calls: HubCalls, repo_id: str, private: bool) ->
 
     info = calls(f"look at {repo_id}", look_if_there)
     if info is None:
-        calls(f"create {repo_id}", lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        calls(
+            f"create {repo_id}",
+            lambda: api.create_repo(repo_id, private=private or None, exist_ok=True),
+        )
         calls.state = f"{repo_id} was made, but nothing was published."
         info = calls(f"look at {repo_id}", look)
     if private and not info.private:

@@ -13,13 +13,13 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ssl_views.card_facts import DATASET_ID, CardFacts, metrics_of
+from ssl_views.card_licences import LICENCE_IDS
 from ssl_views.card_sections import NOT_STATED, sections
 from ssl_views.card_text import PLACEHOLDER, is_hub_id, one_line
 from ssl_views.encoder_folder import SPECTRUM_FILE
 from ssl_views.evaluation.report import Metrics
 from ssl_views.spectrum import fit_power_law
 
-_LICENSE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,59}")
 _FOLDER = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 _DIGITS = 6  # of the numbers in the metadata
 
@@ -93,8 +93,8 @@ def _metadata(facts: CardFacts) -> ModelCardData:
 def _license(text: str | None) -> dict[str, str]:
     if text is None:
         return {}
-    if _LICENSE_ID.fullmatch(text):
-        return {"license": text.lower()}
+    if text.strip().lower() in LICENCE_IDS:
+        return {"license": text.strip().lower()}
     name = "-".join(re.findall(r"[a-z0-9.]+", text.lower()))[:60].strip("-.")
     return {"license": "other", "license_name": name or "other"}
 

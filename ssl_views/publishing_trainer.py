@@ -1,13 +1,13 @@
 """A Trainer whose `push_to_hub` publishes encoders, and nothing else of a run."""
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+import threading
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import nn
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
@@ -15,23 +15,26 @@ from ssl_views.card_facts import CardDetails
 from ssl_views.evaluation.history import RunHistory
 from ssl_views.export import export_encoder
 from ssl_views.hardware import describe_hardware
-from ssl_views.hub import Published, PublishError, prepare_repository, publish_encoder
+from ssl_views.hub import Published, PublishError, prepare_repository, publish_checked
 from ssl_views.watched_trainer import WatchedTrainer
 
 logger = logging.get_logger(__name__)
+
+_LONGEST_WAIT = 300.0  # seconds at the end of training; below the time-out of other processes
 
 
 class PublishingTrainer(WatchedTrainer):
     """Publishes the encoder where the stock Trainer would upload the output folder.
 
-    With `args.push_to_hub`, encoders go to `args.hub_model_id`: with every checkpoint
-    (`args.hub_strategy="every_save"`), beside the training and without disturbing it, and when
-    `save_model` is called at the end. The repository is made, and the login checked, at the start.
+    With `args.push_to_hub`, encoders go to `args.hub_model_id`: after every checkpoint
+    (`args.hub_strategy="every_save"`), in a thread that disturbs no training, and when
+    `save_model` is called at the end. While one is under way the next is left out, unless
+    `args.hub_always_push` waits for it. The repository is made, and the login checked, at the
+    start.
     """
 
     hub_model_id: str | None
-    _pushing: Future[Published] | None = None
-    _publisher: ThreadPoolExecutor | None = None
+    _pushing: threading.Thread | None = None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Check the login and make the repository, before training has cost anything.
@@ -65,9 +68,17 @@ class PublishingTrainer(WatchedTrainer):
         """
         if not self.is_world_process_zero():
             return None
-        self._finish_current_push()
+        self._wait_for_push(None)
+        self._repository()
         with TemporaryDirectory() as folder:
-            return self._publish_from(self._export_to(folder, details), commit_message)
+            try:
+                encoder = self._export_to(folder, details)
+            except (OSError, SafetensorError, ValueError) as error:
+                raise PublishError(
+                    f"the encoder must be exported to be published; it could not be: {error} "
+                    "Nothing was published."
+                ) from error
+            return self._publish_encoder(encoder, commit_message)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save weights and configuration; a call of yours then publishes, where `args` say so."""
@@ -75,37 +86,53 @@ class PublishingTrainer(WatchedTrainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub()
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint, and when it is there publish the encoder of this step."""
+        super()._save_checkpoint(model, trial, *args, **kwargs)
+        wanted = self.args.push_to_hub and self.args.hub_strategy == HubStrategy.EVERY_SAVE
+        if wanted and self.is_world_process_zero() and not self._termination.stopping:
+            self._start_push()
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Publish the encoder of this step, beside the training."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        busy = self._pushing is not None and not self._pushing.done()
-        if busy and not self.args.hub_always_push:
-            return  # the next checkpoint, or the end, publishes a better one
+        """Do nothing: the checkpoint is not in its place yet, see `_save_checkpoint`."""
+
+    def _start_push(self) -> None:
+        if self._pushing is not None and self._pushing.is_alive():
+            if not self.args.hub_always_push:
+                return  # the next checkpoint, or the end, publishes a better one
+            self._pushing.join()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        aside = TemporaryDirectory()
-        step = self.state.global_step
+        aside, step = TemporaryDirectory(), self.state.global_step
         try:
+            # Copied and checked here: the weights change, and a check draws random numbers.
             encoder = self._export_to(aside.name, None)
-        except (OSError, SafetensorError, ValueError) as error:
+            # A daemon, so that a Hub that does not answer keeps no process from its end.
+            self._pushing = threading.Thread(
+                target=self._push_beside, args=(encoder, step, aside), daemon=True
+            )
+            self._pushing.start()
+        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             aside.cleanup()
             logger.warning("The encoder of step %d is not published: %s", step, error)
-            return
-        if self._publisher is None:
-            self._publisher = ThreadPoolExecutor(max_workers=1)
-        message = f"Training in progress, step {step}"
-        self._pushing = self._publisher.submit(self._publish_from, encoder, message)
-        self._pushing.add_done_callback(_after_publishing(aside, step))
+
+    def _push_beside(self, encoder: Path, step: int, aside: TemporaryDirectory[str]) -> None:
+        with aside:
+            try:
+                self._publish_encoder(encoder, f"Training in progress, step {step}")
+            except (PublishError, OSError, ValueError) as error:
+                logger.warning(
+                    "The encoder of step %d is not on the Hub: %s Training goes on.", step, error
+                )
 
     def _finish_current_push(self) -> None:
-        """Wait for what is being published; if it failed, that has been logged."""
-        if self._publisher is None or self._pushing is None:
-            return
-        self._publisher.shutdown(wait=True)
-        error = self._pushing.exception()
-        self._publisher = self._pushing = None
-        if error is not None and not isinstance(error, PublishError):
-            raise error
+        """Wait at the end of training for what is being published, but not for ever."""
+        self._wait_for_push(_LONGEST_WAIT)
+        if self._pushing is not None and self._pushing.is_alive():
+            logger.warning("An encoder is still being published; the end of the process stops it.")
+
+    def _wait_for_push(self, seconds: float | None) -> None:
+        if self._pushing is not None:
+            self._pushing.join(seconds)
 
     def _repository(self) -> str:
         if self.args.hub_model_id is None:
@@ -113,38 +140,28 @@ class PublishingTrainer(WatchedTrainer):
                 "an encoder must have a repository to go to; hub_model_id is None. Set "
                 "hub_model_id='user/name' in the arguments."
             )
-        return self.args.hub_model_id
+        return self.hub_model_id or self.args.hub_model_id
 
     def _export_to(self, folder: str, details: CardDetails | None) -> Path:
+        is_best = self.args.load_best_model_at_end and not self.is_in_train
         history = RunHistory(
             folder=Path(str(self.args.output_dir)),
             state=asdict(self.state),
             record=self._record(),
             evaluation=None,
             hardware=describe_hardware(self.args.world_size, self.args.device),
+            weights_step=self.state.best_global_step if is_best else None,
         )
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        details = details or CardDetails(title=self.hub_model_id or self._repository())
+        details = details or CardDetails()
+        details = replace(details, title=details.title or self._repository())
         return export_encoder(model, Path(folder) / "encoder", details=details, history=history)
 
-    def _publish_from(self, encoder: Path, message: str) -> Published:
-        return publish_encoder(
+    def _publish_encoder(self, encoder: Path, message: str) -> Published:
+        return publish_checked(
             encoder,
-            self.hub_model_id or self._repository(),
+            self._repository(),
             private=bool(self.args.hub_private_repo),
             message=message,
             on_event=logger.info,  # a failure in the end is told by PublishError
         )
-
-
-def _after_publishing(aside: TemporaryDirectory[str], step: int) -> Callable[[Future[Any]], None]:
-    """Return what is done when an encoder is published, or is not."""
-
-    def clean_up(future: Future[Any]) -> None:
-        aside.cleanup()
-        if isinstance(error := future.exception(), PublishError):
-            logger.warning(
-                "The encoder of step %d is not on the Hub: %s Training goes on.", step, error
-            )
-
-    return clean_up

@@ -1,5 +1,6 @@
 """A Trainer whose checkpoints survive a kill, and whose runs continue as if there had been none."""
 
+import filecmp
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from transformers.utils import logging
 from ssl_views import checkpoints
 from ssl_views.callbacks import no_progress_bars
 from ssl_views.checkpoints import CheckpointError
+from ssl_views.evaluation.history import forget_evaluations
 from ssl_views.guards import check_weights
 from ssl_views.hardware import describe_hardware
 from ssl_views.resuming import ResumeError, choose_checkpoint
@@ -45,6 +47,8 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        given = {"optimizer": self.optimizer, "scheduler": self.lr_scheduler}
+        self._given = {f"given_{n}": type(x).__name__ for n, x in given.items() if x is not None}
         self._staged: str | None = None
         self._chosen: Path | None = None  # from choose_checkpoint until train
         self._termination = TerminationCallback()
@@ -129,7 +133,9 @@ class ResumableTrainer(Trainer):
 
     def _record(self) -> dict[str, Any]:
         config = self.accelerator.unwrap_model(self.model).config
-        return run_record(self.args, config, self._data, self.data_collator)
+        record = run_record(self.args, config, self._data, self.data_collator)
+        record["training"].update(self._given)
+        return record
 
     def _is_finished(self, folder: Path) -> bool:
         """Return whether no step is left; the Trainer would take one more."""
@@ -244,4 +250,14 @@ class ResumableTrainer(Trainer):
             hardware = describe_hardware(self.args.world_size, self.args.device)
             for name, content in (("run", self._record()), ("hardware", hardware)):
                 (staged / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        if self._staged is None and not _same_weights(staged, folder):
+            forget_evaluations(folder)
         checkpoints.move_into(staged, folder)
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    """Return whether two folders hold the same weights, to the last bit."""
+    files = [{path.name for path in folder.glob("*.safetensors")} for folder in (one, other)]
+    return files[0] == files[1] and all(
+        filecmp.cmp(one / name, other / name, shallow=False) for name in files[0]
+    )

@@ -74,6 +74,8 @@ FLOORS = [
     },
     {
         "card_facts",
+        "card_licences",
+        "card_loading",
         "card_parts",
         "card_sections",
         "card_text",

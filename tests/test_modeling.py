@@ -190,6 +190,8 @@ def test_gradient_checkpointing_keeps_the_gradient():
         ({"backbone": "resnet81"}, r"got 'resnet81'. Did you mean 'resnet.*timm.list_models"),
         ({"backbone": "zzz"}, "got 'zzz'.*timm.list_models"),
         ({"model_args": {"num_classes": 7}}, "model_args must not hold 'num_classes'"),
+        ({"model_args": {"checkpoint_path": "w"}}, "model_args must not hold 'checkpoint_path'"),
+        ({"model_args": {"init": "C:/Users/me"}}, "none may be a path; 'init' is"),
         ({"model_args": {"img_size": 64}}, "model_args must not hold 'img_size'.*image_size"),
         ({"model_args": {"in_chans": 1}}, "model_args must not hold 'in_chans'.*num_channels"),
         ({"num_views": 1}, "num_views must be at least 2; got 1"),

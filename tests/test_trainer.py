@@ -333,3 +333,30 @@ def test_a_model_of_another_run_is_named_as_the_start(digits, tmp_path):
     model.config.name_or_path = "someone/checkpoint"
     assert ours(tmp_path, digits, model).model.config.initial_weights == "someone/checkpoint"
     assert ours(tmp_path, digits).model.config.initial_weights is None
+
+
+def test_evaluations_of_other_weights_are_forgotten(digits, tmp_path):
+    trainer = ours(tmp_path, digits)
+    trainer.save_model()
+    names = ("evaluation.json", "report.html", "evaluation_mean_of_16_views.json", "notes.json")
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    trainer.save_model()  # the same weights
+    assert all((tmp_path / name).is_file() for name in names)
+    with torch.no_grad():
+        next(trainer.model.parameters()).add_(1)
+    trainer.save_model()
+    assert [name for name in names if (tmp_path / name).is_file()] == ["notes.json"]
+
+
+def test_the_record_names_an_optimizer_of_the_user(digits, tmp_path):
+    model = new_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dataset = MultiViewDataset(digits)
+    collator = MultiViewCollator(ViewRecipe.for_config(model.config))
+    args = arguments(tmp_path, SSLViewsTrainingArguments)
+    trainer = SSLViewsTrainer(
+        model, args, train_dataset=dataset, data_collator=collator, optimizers=(optimizer, None)
+    )
+    assert trainer._record()["training"]["given_optimizer"] == "SGD"
+    assert "given_optimizer" not in ours(tmp_path, digits)._record()["training"]

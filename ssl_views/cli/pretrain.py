@@ -127,17 +127,11 @@ def run(argv: list[str]) -> None:
         start = "untrained" if model.config.initial_weights is None else "pretrained"
         compared.before(model.ssl_views, f"{start} backbone")
     output_dir = Path(str(args.output_dir))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    unpublished = None
+    trained = trainer.train(resume_from_checkpoint=checkpoint)
     if main:
+        trainer.save_model(str(output_dir), _internal_call=True)
         trainer.save_state()
-        try:
-            trainer.save_model(str(output_dir))
-        except PublishError as error:  # the run itself is whole; said at the end
-            unpublished = error
         say(f"saved to {output_dir}")
-        if args.push_to_hub and unpublished is None:
-            say(f"published as {trainer.hub_model_id}")
         if trainer.bad_images:
             say(f"{len(trainer.bad_images)} images could not be used: {trainer.bad_images.path}")
     if compared:
@@ -148,8 +142,23 @@ def run(argv: list[str]) -> None:
         say("\nNext:")
         say("  " + command_line("evaluate", str(output_dir), *data_flags(source)))
         say("  " + command_line("export", str(output_dir), "encoder"))
-    if unpublished is not None:
-        raise unpublished
+    if main and args.push_to_hub:  # other processes do not wait
+        _publish(trainer, anew=bool(trained.metrics))
+
+
+def _publish(trainer: SSLViewsTrainer, *, anew: bool) -> None:
+    """Publish what was trained, after everything else is done and saved."""
+    by_hand = "ssl-views export and ssl-views publish do that"
+    if not anew:
+        say(f"\nnothing was trained, so nothing is published; {by_hand}")
+        return
+    try:
+        published = trainer.push_to_hub()
+    except PublishError:
+        say(f"\nthe run is saved, but was not published; {by_hand}")
+        raise
+    if published is not None:
+        say(f"\npublished and verified: {published.url}")
 
 
 def _resume_from(args: SSLViewsTrainingArguments) -> str | bool | None:

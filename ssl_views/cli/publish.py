@@ -1,12 +1,12 @@
 """`ssl-views publish`: put an encoder folder on the Hub, verified by hash."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 from yaml import YAMLError
 
-from ssl_views.card_text import PLACEHOLDER
 from ssl_views.cli.arguments import flag, make_parser, read_arguments
 from ssl_views.cli.console import say
 from ssl_views.encoder_folder import CARD_FILE, check_encoder
@@ -40,7 +40,7 @@ def run(argv: list[str]) -> None:
         f"{folder} holds {info.architecture}: {info.num_parameters / 1e6:,.1f} M parameters, "
         f"{info.num_features} features, input {shape}"
     )
-    for hint in card_hints(folder / CARD_FILE):
+    for hint in card_hints(folder / CARD_FILE, words.repository):
         say(f"note: {hint}")
     if info.needs is not None:
         say(
@@ -63,8 +63,8 @@ def run(argv: list[str]) -> None:
     _say_where(published)
 
 
-def card_hints(card_file: Path) -> list[str]:
-    """Return what the metadata of a model card leaves open."""
+def card_hints(card_file: Path, repository: str) -> list[str]:
+    """Return what a model card leaves open, and whether it names another repository."""
     try:
         card = ModelCard.load(card_file)
         data = card.data
@@ -75,10 +75,11 @@ def card_hints(card_file: Path) -> list[str]:
         hints.append("licence: not stated, so others may not know whether they may use it")
     if not data.datasets:
         hints.append("training data: not stated in the metadata of the card")
-    if PLACEHOLDER in card.text:
+    named = set(re.findall(r'"(?:hf-hub|local-dir):([^"]+)"', card.text)) - {repository}
+    if named and "/" in repository:
         hints.append(
-            f"the card says how to load {PLACEHOLDER}; export with --title USER/NAME to name the "
-            "repository there"
+            f"the card says how to load {', '.join(sorted(named))}; export with --title "
+            f"{repository} to name this repository"
         )
     return hints
 

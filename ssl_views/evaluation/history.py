@@ -10,16 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ssl_views.checkpoints import CheckpointError, checkpoints_by_step, read_manifest
+from ssl_views.checkpoints import MANIFEST, CheckpointError, checkpoints_by_step, read_manifest
 from ssl_views.naming import did_you_mean, printable
 
 _STATE = "trainer_state.json"
 _RECORD, _EVALUATION, _HARDWARE = "run.json", "evaluation.json", "hardware.json"
 _AXES = ("step", "epoch", "images_seen", "train_seconds")
-_RESULTS = re.compile(
-    r"(trainer_state|run|hardware|summary|evaluation(_mean_of_[0-9]+_views)?)\.json"
-    r"|report(_mean_of_[0-9]+_views)?\.html"
+_EVALUATIONS = re.compile(
+    r"evaluation(_mean_of_[0-9]+_views)?\.json|report(_mean_of_[0-9]+_views)?\.html"
 )
+_RECORDS = re.compile(r"(trainer_state|run|hardware|summary)\.json")
 _FEATURES = re.compile(r"[0-9a-f]{32}\.safetensors")  # of a feature cache
 
 
@@ -56,6 +56,8 @@ class RunHistory:
             went on since.
         hardware: what its last part was computed on, see `describe_hardware`; None where it was
             not written.
+        weights_step: of the weights in the folder, where they are not the newest: the best ones
+            of a run with load_best_model_at_end; else None.
     """
 
     folder: Path
@@ -63,6 +65,7 @@ class RunHistory:
     record: Mapping[str, Any] | None
     evaluation: Mapping[str, Any] | None
     hardware: Mapping[str, Any] | None = None
+    weights_step: int | None = None
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunHistory":
@@ -102,7 +105,12 @@ class RunHistory:
 
         evaluation = None if went_on else _read_object(folder / _EVALUATION)
         record, hardware = found(_RECORD, "run"), found(_HARDWARE, "hardware")
-        return cls(folder, states[newest], record, evaluation, hardware)
+        best = None
+        if newest == folder and not (folder / MANIFEST).exists():
+            arguments = _read_object(folder / "training_args.json") or {}
+            if arguments.get("load_best_model_at_end"):
+                best = states[newest].get("best_global_step")
+        return cls(folder, states[newest], record, evaluation, hardware, best)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -163,10 +171,20 @@ def forget_results(folder: Path) -> None:
     Args:
         folder: of the run; it may be missing. Other files stay, kept features are deleted.
     """
-    for place, names in ((folder, _RESULTS), (folder / "features", _FEATURES)):
-        for path in list(place.iterdir()) if place.is_dir() else ():
-            if names.fullmatch(path.name) and path.is_file():
-                path.unlink()
+    _delete(folder, _RECORDS)
+    forget_evaluations(folder)
+    _delete(folder / "features", _FEATURES)
+
+
+def forget_evaluations(folder: Path) -> None:
+    """Delete the evaluations in a run folder, whose weights are about to change."""
+    _delete(folder, _EVALUATIONS)
+
+
+def _delete(folder: Path, names: re.Pattern[str]) -> None:
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if names.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:

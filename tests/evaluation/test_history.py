@@ -37,6 +37,16 @@ class TestReading:
         assert series.values == tuple(FOUR)
         assert run.total("train_seconds") == 800
 
+    def test_the_best_weights_are_those_of_an_earlier_step(self, tmp_path):
+        folder = write_run(tmp_path, FOUR, record_of(7))
+        state = {**state_of(log_of(FOUR)), "best_global_step": 200}
+        write_json(folder / "trainer_state.json", state)
+        assert RunHistory.read(folder).weights_step is None
+        write_json(folder / "training_args.json", {"load_best_model_at_end": True})
+        assert RunHistory.read(folder).weights_step == 200
+        (folder / "MANIFEST.json").write_text("{}")  # a checkpoint has the weights of its step
+        assert RunHistory.read(folder).weights_step is None
+
     def test_a_run_that_goes_on_has_checkpoints_only(self, tmp_path):
         write_json(tmp_path / "run.json", record_of(3))
         write_checkpoint(tmp_path, FOUR[:1], record_of(3), max_steps=1000)

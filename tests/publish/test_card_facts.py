@@ -3,16 +3,17 @@
 import json
 import math
 import random
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 from card_cases import DETAILS, EVALUATED, EVALUATION, HOSTILE, NOT_EVALUATED, RECIPE
 
-from ssl_views import SSLViewsConfig, SSLViewsModel
+from ssl_views import SSLViewsConfig, SSLViewsModel, ViewRecipe
 from ssl_views.card_facts import CardDetails, CardFacts, facts_of, metrics_of
 from ssl_views.card_text import is_hub_id
 from ssl_views.evaluation.history import RunHistory
+from ssl_views.model_card import render_card
 
 
 def model_of(**values):
@@ -137,8 +138,15 @@ class TestJson:
 
     @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
     def test_any_text_survives(self, text):
-        facts = replace(EVALUATED, details=CardDetails(data=text, title=text))
+        details = CardDetails(data=text[:1000], title=text[:100])
+        facts = replace(EVALUATED, details=details)
         assert CardFacts.from_dict(json.loads(json.dumps(facts.as_dict()))) == facts
+
+    @pytest.mark.parametrize(("name", "most"), [("data", 1000), ("limits", 1000), ("title", 100)])
+    def test_texts_that_would_be_cut_are_refused(self, name, most):
+        CardDetails(**{name: "x" * most})
+        with pytest.raises(ValueError, match=f"{name} must have at most {most} characters; got"):
+            CardDetails(**{name: "x" * (most + 1)})
 
     def test_fields_that_are_missing_or_unknown(self):
         stored = EVALUATED.as_dict()
@@ -234,3 +242,41 @@ class TestEvaluations:
             metrics_of({**EVALUATION, **change})
         with pytest.raises(ValueError, match="an evaluation must hold metrics that are finite"):
             replace(EVALUATED, evaluation={**EVALUATION, **change})
+
+
+class TestWhatWasUsed:
+    """A card quotes the run, where that differs from the configuration or the arguments."""
+
+    def test_an_optimizer_of_the_user(self, model):
+        given = {"given_optimizer": "SGD", "given_scheduler": "ConstantLR"}
+        training = {**history_of().record["training"], **given}
+        facts = facts_of(model, history_of(record={**history_of().record, "training": training}))
+        assert facts.training.optimizer == "SGD"
+        assert facts.training.schedule == "ConstantLR"
+        assert facts.training.learning_rate is facts.training.weight_decay is None
+        assert facts.training.warmup_steps is None
+
+    def test_views_of_the_user(self, model):
+        planned = asdict(ViewRecipe.for_config(model.config))
+        for views, recipe, number in (
+            ({**planned, "seed": 0, "dtype": "torch.float32"}, model.config.recipe, None),
+            ({**planned, "num_views": 9}, "custom", 9),
+        ):
+            views = json.loads(json.dumps(views))
+            facts = facts_of(model, history_of(record={**history_of().record, "views": views}))
+            assert facts.recipe.recipe == recipe
+            assert facts.recipe.num_views == (number or model.config.num_views)
+
+    def test_the_best_weights(self, model):
+        facts = facts_of(model, history_of(weights_step=3))
+        assert facts.training.weights_step == 3
+        assert "the weights are the best ones, of step 3" in render_card(facts)
+
+    @pytest.mark.parametrize(
+        ("start", "told"),
+        [("a/b@v1", "a/b@v1"), ("resnet18.a1_in1k", "resnet18.a1_in1k"),
+         ("C:/Users/me/w.pth", "not stated"), ("data/of/me", "not stated")],
+    )  # fmt: skip
+    def test_the_start_is_no_path(self, model, monkeypatch, start, told):
+        monkeypatch.setattr(model.config, "initial_weights", start)
+        assert facts_of(model, None).recipe.initial_weights == told

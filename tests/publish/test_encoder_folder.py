@@ -302,3 +302,11 @@ def test_a_foreign_architecture_says_which_import_is_missing(tmp_path, monkeypat
     with monkeypatch.context() as patch:  # as where my_backbones was not imported
         patch.setattr(encoder_folder.timm, "is_model", lambda name: False)
         refused(folder, r"is not. It was registered by the module 'my_backbones': import that firs")
+
+
+def test_an_architecture_of_a_script_is_refused(monkeypatch):
+    import my_backbones
+
+    monkeypatch.setattr(my_backbones.my_tiny_net, "__module__", "__main__")
+    with pytest.raises(EncoderError, match="must be registered in a module that others can import"):
+        registered_by("my_tiny_net")

@@ -330,3 +330,10 @@ class TestSources:
         path.unlink()
         with pytest.raises(ValueError, match=r"those of '.*run' do not: "):
             export_encoder(tmp_path / "run", tmp_path / "encoder")
+
+
+def test_a_readme_of_something_else_is_kept(tmp_path):
+    (tmp_path / "README.md").write_text("my project")
+    with pytest.raises(ValueError, match=r"it holds a README.md of something else"):
+        export_encoder(trained("test_resnet"), tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my project"

@@ -133,11 +133,13 @@ def test_what_to_load_follows_from_the_title():
         ("apache-2.0", "apache-2.0", None),
         ("MIT", "mit", None),
         ("openrail++", "openrail++", None),
-        ("no", "no", None),
+        ("no", "other", "no"),
+        ("GPLv3", "other", "gplv3"),
+        ("gpl-3.0", "gpl-3.0", None),
         ("My own licence, v1", "other", "my-own-licence-v1"),
         ("许可证", "other", "other"),
         ("x\nlicense: mit", "other", "x-license-mit"),
-        ("a" * 200, "other", "a" * 60),
+        ("a" * 100, "other", "a" * 60),
     ],
 )
 def test_licences(given, license, name):
@@ -189,7 +191,13 @@ def with_text(text):
         cost=replace(EVALUATED.cost, device=text, versions={text: text}),
         evaluation={**EVALUATION, "data": text, "protocol": protocol},
         versions={"ssl_views": text},
-        details=CardDetails(license=text, data=text, evaluation_data=text, title=text, limits=text),
+        details=CardDetails(
+            license=text[:100],
+            data=text[:1000],
+            evaluation_data=text[:1000],
+            title=text[:100],
+            limits=text[:1000],
+        ),
     )
 
 

@@ -22,11 +22,9 @@ def cards():
     return module
 
 
-@pytest.mark.parametrize("name", ["digits_test_resnet", "cifar10_resnet18"])
-def test_a_card_is_what_its_result_says(cards, name):
+def test_a_card_is_what_its_result_says(cards):
+    name = "digits_test_resnet"
     facts = cards.stored_facts()
-    if name not in facts:
-        pytest.skip(f"benchmarks/results/{cards.CARDS[name][0]}.json has no card yet")
     text = cards.rendered(facts)[f"{name}.md"]
     assert (FOLDER / f"{name}.md").read_text(encoding="utf-8") == text, (
         "python benchmarks/model_cards.py writes the cards again"

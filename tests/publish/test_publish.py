@@ -254,7 +254,7 @@ def test_the_command(hub, folder, capsys):
         "holds test_resnet: ",
         "note: licence: not stated",
         "note: training data: not stated",
-        "note: the card says how to load THIS_FOLDER; export with --title USER/NAME",
+        f"note: the card says how to load THIS_FOLDER; export with --title {REPO}",
         "left out, as no part of an encoder: training_args.bin",
         f"published and verified: {hub.url}/{REPO}, commit {commit}, tag v1.",
         f'timm.create_model("hf-hub:{REPO}@v1", pretrained=True)',

@@ -18,8 +18,11 @@ from ssl_views import (
     SSLViewsTrainer,
     SSLViewsTrainingArguments,
     ViewRecipe,
+    export,
     publishing_trainer,
 )
+from ssl_views import hub as hub_module
+from ssl_views.card_facts import CardDetails
 from ssl_views.cli import main
 from ssl_views.encoder_folder import ENCODER_FILES
 from ssl_views.hub import PublishError
@@ -41,6 +44,7 @@ def make(folder, **values):
         SSLViewsForPreTraining(config),
         SSLViewsTrainingArguments(str(folder), **options),
         train_dataset=MultiViewDataset([{"image": image} for image in pixels]),
+        eval_dataset=MultiViewDataset([{"image": image} for image in pixels], epoch=0),
         data_collator=MultiViewCollator(ViewRecipe.for_config(config), 0),
     )
 
@@ -117,7 +121,7 @@ def test_a_slow_push_is_not_queued_behind(hub, tmp_path, monkeypatch):
         messages.append(message)
         assert go_on.wait(30)
 
-    monkeypatch.setattr(publishing_trainer, "publish_encoder", slow)
+    monkeypatch.setattr(publishing_trainer, "publish_checked", slow)
     trainer = pushing(tmp_path, max_steps=6)
     finish = trainer._finish_current_push
 
@@ -132,14 +136,74 @@ def test_a_slow_push_is_not_queued_behind(hub, tmp_path, monkeypatch):
     assert messages[1:] == ["End of training"]
 
 
-def test_a_mistake_of_ours_is_not_hidden(hub, tmp_path, monkeypatch):
+def test_a_mistake_of_ours_is_told_and_training_ends_well(hub, tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise TypeError("a mistake")
 
-    monkeypatch.setattr(publishing_trainer, "publish_encoder", broken)
-    trainer = pushing(tmp_path)
-    with pytest.raises(TypeError, match="a mistake"):
+    told = []
+    monkeypatch.setattr(threading, "excepthook", lambda thrown: told.append(thrown.exc_type))
+    monkeypatch.setattr(publishing_trainer, "publish_checked", broken)
+    trainer = pushing(tmp_path, hub_always_push=True)
+    trainer.train()
+    assert told == [TypeError, TypeError]
+    assert trainer.state.global_step == 4
+
+
+def test_random_numbers_of_training_are_not_touched(hub, tmp_path, monkeypatch):
+    """No model is built beside the training: that would draw, or set back, its random numbers."""
+    checked = []
+    check = export.check_encoder
+
+    def noting(folder):
+        checked.append(threading.current_thread())
+        return check(folder)
+
+    for module in (export, hub_module):
+        monkeypatch.setattr(module, "check_encoder", noting)
+    pushing(tmp_path, hub_always_push=True).train()
+    assert checked == [threading.main_thread()] * 2
+
+
+def test_sigterm_saves_and_publishes_nothing_more(hub, tmp_path, monkeypatch):
+    trainer = pushing(tmp_path, save_steps=100)
+    started = []
+    monkeypatch.setattr(trainer, "_start_push", lambda: started.append(trainer.state.global_step))
+    trainer._termination.on_step_begin = lambda *args, **kwargs: setattr(
+        trainer._termination, "told", True
+    )
+    with pytest.raises(SystemExit, match="75"):
         trainer.train()
+    assert (tmp_path / "checkpoint-1" / "MANIFEST.json").is_file()
+    assert started == []
+
+
+def test_the_best_weights_say_which_they_are(hub, tmp_path):
+    trainer = pushing(
+        tmp_path, hub_strategy="end", load_best_model_at_end=True, eval_strategy="steps",
+        eval_steps=2, metric_for_best_model="eval_loss", per_device_eval_batch_size=8,
+    )  # fmt: skip
+    trainer.train()
+    trainer.state.best_global_step = 2  # whichever was the best
+    trainer.save_model()
+    assert "the weights are the best ones, of step 2" in hub.files(REPO)["README.md"].decode()
+
+
+def test_details_are_kept_beside_the_name_of_the_repository(hub, tmp_path):
+    trainer = pushing(tmp_path, hub_strategy="end")
+    trainer.push_to_hub(details=CardDetails(license="mit"))
+    card = hub.files(REPO)["README.md"].decode()
+    assert f'"hf-hub:{REPO}"' in card
+    assert "license: mit" in card
+
+
+def test_what_cannot_be_exported_at_the_end_is_an_error_of_publishing(hub, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    trainer = pushing(tmp_path, hub_strategy="end")
+    monkeypatch.setattr(publishing_trainer, "export_encoder", full)
+    with pytest.raises(PublishError, match="could not be: No space left on device"):
+        trainer.push_to_hub()
 
 
 def test_what_cannot_be_exported_is_logged(hub, tmp_path, monkeypatch, caplog):
@@ -178,7 +242,7 @@ class TestCommand:
     def test_it_publishes(self, hub, image_folder, tmp_path, capsys):
         flags = ("--push_to_hub", "true", "--hub_model_id", REPO, "--hub_strategy", "end")
         assert self.run(image_folder, tmp_path / "run", *flags) == 0
-        assert "published as tester/mine" in capsys.readouterr().out
+        assert f"published and verified: {hub.url}/{REPO}" in capsys.readouterr().out
         assert set(hub.files(REPO)) >= {"config.json", "model.safetensors", "README.md"}
 
     def test_a_failure_is_said_at_the_end_and_in_the_exit_code(
@@ -190,8 +254,13 @@ class TestCommand:
         captured = capsys.readouterr()
         assert "Next:" in captured.out
         assert "trained backbone" in captured.out
+        assert "the run is saved, but was not published" in captured.out
         assert "Nothing was published" in captured.err.splitlines()[-1]
         assert (tmp_path / "run" / "model.safetensors").is_file()
+        hub.heal()  # the command again has nothing to train, and might replace a better card
+        assert self.run(image_folder, tmp_path / "run", *flags) == 0
+        assert "nothing was trained, so nothing is published" in capsys.readouterr().out
+        assert hub.files(REPO) == {}
 
 
 @pytest.mark.slow
