@@ -17,7 +17,7 @@ from ssl_views.encoder_folder import ENCODER_FILES, check_encoder
 from ssl_views.hub_calls import HubCalls, PublishError
 from ssl_views.hub_repository import BRANCH, LocalFile, Publication, open_repository
 
-__all__ = ["PublishError", "Published", "prepare_repository", "publish_checked", "publish_encoder"]
+__all__ = ["PublishError", "Published", "prepare_repository", "publish_encoder"]
 
 _TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.))*(?<!\.lock)(?<!\.)")
 _SHA = re.compile(r"[0-9a-f]{40}")
@@ -54,6 +54,7 @@ def publish_encoder(
     tag: str | None = None,
     message: str = "Publish the encoder",
     dry_run: bool = False,
+    check: bool = True,
     retries: int = 3,
     timeout_seconds: float = 60,
     api: HfApi | None = None,
@@ -71,6 +72,8 @@ def publish_encoder(
         tag: name for this commit, such as "v1"; must be new. It is made last, after verification.
         message: of the commit.
         dry_run: check everything that needs no network, and send nothing.
+        check: check the folder first. False is for one that `export_encoder` has just written and
+            checked, beside a training: a check builds a model, which draws random numbers.
         retries: further attempts after failures that may pass.
         timeout_seconds: how long the Hub may be silent.
         api: of huggingface_hub; by default one with your login.
@@ -82,43 +85,12 @@ def publish_encoder(
         PublishError: if it was not published, or could not be verified; it says which.
     """
     _check_names(repo_id, tag)
-    check_encoder(folder)
-    return publish_checked(
-        folder,
-        repo_id,
-        private=private,
-        tag=tag,
-        message=message,
-        dry_run=dry_run,
-        retries=retries,
-        timeout_seconds=timeout_seconds,
-        api=api,
-        on_event=on_event,
-    )
-
-
-def publish_checked(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    tag: str | None = None,
-    message: str = "Publish the encoder",
-    dry_run: bool = False,
-    retries: int = 3,
-    timeout_seconds: float = 60,
-    api: HfApi | None = None,
-    on_event: Callable[[str], None] | None = None,
-) -> Published:
-    """Publish a folder that `check_encoder` has passed; arguments as those of `publish_encoder`.
-
-    It builds no model, so it may run beside a training whose random numbers must not change.
-    """
-    _check_names(repo_id, tag)
     if not message.strip():
         raise ValueError("message must say something; got an empty one. Leave it out.")
     calls, api = HubCalls(retries, timeout_seconds, on_event), api or HfApi()
     folder = Path(folder)
+    if check:
+        check_encoder(folder)
     files = {
         name: LocalFile.read(folder / name) for name in ENCODER_FILES if (folder / name).is_file()
     }

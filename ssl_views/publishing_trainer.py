@@ -15,7 +15,7 @@ from ssl_views.card_facts import CardDetails
 from ssl_views.evaluation.history import RunHistory
 from ssl_views.export import export_encoder
 from ssl_views.hardware import describe_hardware
-from ssl_views.hub import Published, PublishError, prepare_repository, publish_checked
+from ssl_views.hub import Published, PublishError, prepare_repository, publish_encoder
 from ssl_views.watched_trainer import WatchedTrainer
 
 logger = logging.get_logger(__name__)
@@ -158,10 +158,11 @@ class PublishingTrainer(WatchedTrainer):
         return export_encoder(model, Path(folder) / "encoder", details=details, history=history)
 
     def _publish_encoder(self, encoder: Path, message: str) -> Published:
-        return publish_checked(
+        return publish_encoder(
             encoder,
             self._repository(),
             private=bool(self.args.hub_private_repo),
             message=message,
+            check=False,  # `export_encoder` has; see there
             on_event=logger.info,  # a failure in the end is told by PublishError
         )

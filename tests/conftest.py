@@ -6,6 +6,8 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # two workers of two threads each would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import datasets
 import numpy as np

@@ -243,7 +243,8 @@ def test_pretrained_start(image_folder, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", without_download)
     run("pretrained_start", image_folder, f"{SMALL} --epochs 1 --output_dir {tmp_path / 'run'}")
-    assert asked == [("test_resnet", True)]
+    assert asked[0] == ("test_resnet", True)
+    assert not any(pretrained for _, pretrained in asked[1:])  # the check of the encoder
     out = capsys.readouterr().out
     assert re.search(r"^knn: [\d.]+% before, [\d.]+% after$", out, flags=re.MULTILINE)
     assert re.search(r"^effective_rank: [\d.]+ before, [\d.]+ after$", out, flags=re.MULTILINE)
@@ -256,7 +257,9 @@ def test_pretrained_start(image_folder, tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_several_gpus(image_folder, tmp_path):
     losses = []
-    for number, launcher in enumerate(["", "-m torch.distributed.run --nproc_per_node 2"]):
+    for number, launcher in enumerate(
+        ["", "-m torch.distributed.run --standalone --nproc_per_node 2"]
+    ):
         output = tmp_path / str(number)
         words = f"{launcher} {EXAMPLES / 'several_gpus.py'} {image_folder} {SMALL} --max_steps 4"
         command = [sys.executable, *shlex.split(words), "--output_dir", str(output)]

@@ -121,7 +121,7 @@ def test_a_slow_push_is_not_queued_behind(hub, tmp_path, monkeypatch):
         messages.append(message)
         assert go_on.wait(30)
 
-    monkeypatch.setattr(publishing_trainer, "publish_checked", slow)
+    monkeypatch.setattr(publishing_trainer, "publish_encoder", slow)
     trainer = pushing(tmp_path, max_steps=6)
     finish = trainer._finish_current_push
 
@@ -142,7 +142,7 @@ def test_a_mistake_of_ours_is_told_and_training_ends_well(hub, tmp_path, monkeyp
 
     told = []
     monkeypatch.setattr(threading, "excepthook", lambda thrown: told.append(thrown.exc_type))
-    monkeypatch.setattr(publishing_trainer, "publish_checked", broken)
+    monkeypatch.setattr(publishing_trainer, "publish_encoder", broken)
     trainer = pushing(tmp_path, hub_always_push=True)
     trainer.train()
     assert told == [TypeError, TypeError]
@@ -272,7 +272,15 @@ def test_of_several_processes_one_publishes(hub, image_folder, tmp_path, breaks)
              "--save_steps", "1", "--hub_always_push", "true")  # fmt: skip
     words = [*TestCommand.words, "--dataset", image_folder, "--output_dir", tmp_path / "run"]
     words[words.index("16")] = "8"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+    ]
     result = subprocess.run(
         [*launch, "ssl_views", *map(str, words), *flags],
         env=hub.environment(tmp_path / "home"), capture_output=True, text=True, timeout=300,

@@ -96,7 +96,7 @@ def alive(pid):
 def torchrun(folder, *flags, steps=100_000):
     return Launched(
         folder,
-        *("torch.distributed.run", "--nproc_per_node", 2),
+        *("torch.distributed.run", "--standalone", "--nproc_per_node", 2),
         *("--master_addr", "127.0.0.1", "--master_port", free_port()),
         *("-m", "ssl_views", "pretrain", "--use_cpu", "true", "--save_steps", 5),
         *("--per_device_train_batch_size", 32, "--max_steps", steps, *flags),

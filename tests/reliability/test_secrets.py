@@ -180,7 +180,7 @@ class TestPickles:
     def test_none_in_what_is_published(self, place):
         assert pickles(place / "encoder") == set()
         names = {path.name for path in (place / "encoder").iterdir()}
-        assert names == {"config.json", "model.safetensors", "README.md"}
+        assert names == {"config.json", "model.safetensors", "README.md", "spectrum.png"}
 
     def test_none_in_a_run_outside_its_checkpoints(self, place):
         assert (place / "run" / "model.safetensors").is_file()
