@@ -211,6 +211,11 @@ def _limits(facts: CardFacts) -> list[str]:
             "It did not start from random weights: the licence and the images of the weights at "
             "the start matter too."
         )
+    if encoder.input_size[0] != 3:
+        lines.append(
+            "The pipelines of transformers make every image RGB, which this encoder does not take: "
+            "use the code above."
+        )
     if encoder.needs is not None:
         lines.append(
             f"timm itself does not have the architecture: `import {encoder.needs}` comes first, "

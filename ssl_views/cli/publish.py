@@ -73,8 +73,8 @@ def card_hints(card_file: Path, repository: str) -> list[str]:
     hints = []
     if not data.license:
         hints.append("licence: not stated, so others may not know whether they may use it")
-    if not data.datasets:
-        hints.append("training data: not stated in the metadata of the card")
+    if "\n## Training images\n\nNot stated." in card.text:
+        hints.append("training images: not stated in the card (ssl-views export --data)")
     named = set(re.findall(r'"(?:hf-hub|local-dir):([^"]+)"', card.text)) - {repository}
     if named and "/" in repository:
         hints.append(

@@ -253,7 +253,7 @@ def test_the_command(hub, folder, capsys):
     for line in (
         "holds test_resnet: ",
         "note: licence: not stated",
-        "note: training data: not stated",
+        "note: training images: not stated in the card (ssl-views export --data)",
         f"note: the card says how to load THIS_FOLDER; export with --title {REPO}",
         "left out, as no part of an encoder: training_args.bin",
         f"published and verified: {hub.url}/{REPO}, commit {commit}, tag v1.",
