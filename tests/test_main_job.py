@@ -10,6 +10,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_the_main_job_is_quick_small_and_learns(tmp_path):
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "ssl_views", "pretrain"], cwd=tmp_path, check=True)

@@ -219,6 +219,7 @@ def test_a_checkpoint_that_does_not_fit_is_not_begun(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_a_save_costs_at_most_half_a_second_more_per_300_mb(tmp_path):
     cost = save_overhead(tmp_path)
     assert cost["megabytes"] > 200
