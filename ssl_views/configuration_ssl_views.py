@@ -5,6 +5,7 @@ from typing import Any
 import timm
 from transformers import PretrainedConfig
 
+import ssl_views.small_stem  # noqa: F401 (registers its architectures with timm)
 from ssl_views.encoder_config import NOT_OF_AN_ARCHITECTURE
 from ssl_views.loss_modules import build_loss
 from ssl_views.losses import Weight

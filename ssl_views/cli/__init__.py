@@ -13,6 +13,8 @@ COMMANDS = {
     "preview": "draw what the network will see",
     "evaluate": "what a run has learned, in numbers and pictures",
     "compare": "one table and one picture over runs",
+    "sweep": "a grid of runs, what they reached, and what that cost",
+    "plan": "which settings to spend a time budget on, from short runs",
     "export": "write the encoder folder for timm and transformers",
     "publish": "put an encoder on the Hub",
 }

@@ -81,6 +81,21 @@ class WatchArguments:
         "Share of the time, about, that evaluations during training may take, where eval_strategy "
         "is left open; at most 20 evaluations. They use labels of training images only.",
     )
+    probe_images: int = flag(
+        5000, "Training images that these evaluations look at; a fifth of them is classified."
+    )
+    probe_test: bool = flag(
+        False,
+        "Classify test images instead, as many as --probe_images at most, for learning curves to "
+        "publish. Nothing may be chosen by such a curve.",
+    )
+    probe_split: str | None = flag(
+        None, "Split with the labels that kNN compares with; --split by default."
+    )
+    eval_images: int = flag(2000, "Test images, at most, that the loss is evaluated on.")
+    before_and_after: bool = flag(
+        True, "End with a table of features before and after training, beside raw pixels."
+    )
 
 
 @dataclass
@@ -124,18 +139,24 @@ class ModelArguments:
     )
     loss: str = flag("barlow_twins", "barlow_twins, vicreg or kernel.")
     orthogonality_weight: str = flag(
-        "auto", "Weight of the redundancy term: a number, or auto for constant / D."
+        "auto",
+        "Weight of the redundancy term: a number, one over the projector's width such as 4/D, or "
+        "auto.",
     )
     loss_args: dict[str, Any] | str | None = flag(None, "Further arguments of the loss, as JSON.")
 
 
-def parse_weight(text: str) -> Weight:
-    """Return "auto" or a number."""
+def parse_weight(text: str, projector_dim: int) -> Weight:
+    """Return "auto" or a number; "4/D" is 4 over the projector's width."""
+    number, over_dim, rest = str(text).partition("/D")
     try:
-        return "auto" if text == "auto" else float(text)
+        if text == "auto":
+            return "auto"
+        return float(number + rest) / (projector_dim if over_dim else 1)
     except ValueError as error:
         raise ValueError(
-            f"orthogonality_weight must be a number or 'auto'; got {text!r}. Try auto first."
+            "orthogonality_weight must be a number, a number over D such as '4/D', or 'auto'; got "
+            f"{text!r}. Try auto first."
         ) from error
 
 
@@ -172,6 +193,8 @@ def read_arguments(
     parser: HfArgumentParser,
     argv: list[str],
     presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    *,
+    yaml_flags: bool = True,
 ) -> tuple[Any, ...]:
     """Read flags, after the values of a YAML file if the first word names one.
 
@@ -179,12 +202,13 @@ def read_arguments(
         parser: of a command.
         argv: words after the command.
         presets: defaults for a data set of this name; a YAML file wins over them, flags over both.
+        yaml_flags: whether a first word that names a YAML file holds flags.
 
     Raises:
         ValueError: on an unknown YAML key; the nearest names are proposed.
     """
     values: dict[str, Any] = {}
-    if argv and argv[0].endswith((".yaml", ".yml")):
+    if yaml_flags and argv and argv[0].endswith((".yaml", ".yml")):
         values, argv = _read_yaml(Path(argv[0]), parser), argv[1:]
         parser.set_defaults(**values)
     if presets:

@@ -19,21 +19,14 @@ from ssl_views.cli.arguments import (
 from ssl_views.cli.before_and_after import BeforeAndAfter
 from ssl_views.cli.console import say
 from ssl_views.cli.setup import describe_views, follow_encoder, image_limits, make_config
-from ssl_views.cli.watching import describe_evaluations, plan_evaluations
+from ssl_views.cli.watching import choose_watched, describe_evaluations, plan_evaluations
 from ssl_views.data.cache import PixelCache
 from ssl_views.data.collator import MultiViewCollator
 from ssl_views.data.dataset import MultiViewDataset, MultiViewIterableDataset
 from ssl_views.data.image_limits import ImageLimits
-from ssl_views.data.sources import (
-    DIGITS,
-    hold_out,
-    load_images,
-    load_train_and_test,
-    take_fraction,
-)
+from ssl_views.data.sources import DIGITS, load_images, load_train_and_test, take_fraction
 from ssl_views.encoders import from_encoder
-from ssl_views.evaluation.features import COMPARED_VIEWS, Extraction
-from ssl_views.evaluation.probe import NUM_VIEW_IMAGES
+from ssl_views.evaluation.features import Extraction
 from ssl_views.hub import PublishError
 from ssl_views.modeling_ssl_views import SSLViewsForPreTraining
 from ssl_views.run_record import MODEL_FIELDS
@@ -50,7 +43,9 @@ _DIGITS_DEFAULTS: dict[str, Any] = {
     "save_strategy": "no",
 }
 _SHUFFLE_BUFFER = 2000
-_PROBED = 5000  # training images that evaluations during training look at
+ARGUMENTS = (
+    SourceArguments, ViewArguments, ModelArguments, WatchArguments, SSLViewsTrainingArguments,
+)  # fmt: skip
 
 
 def run(argv: list[str]) -> None:
@@ -59,28 +54,29 @@ def run(argv: list[str]) -> None:
         "pretrain",
         "Pretrain a timm backbone on images without labels. Flags may also stand in a YAML file: "
         "ssl-views pretrain run.yaml",
-        SourceArguments, ViewArguments, ModelArguments, WatchArguments, SSLViewsTrainingArguments,
-    )  # fmt: skip
+        *ARGUMENTS,
+    )
     presets = {DIGITS: _DIGITS_DEFAULTS}
     source, views, model_args, watch, args = read_arguments(parser, argv, presets)
     limits = image_limits(source)
     set_seed(args.seed)
-    compared = None
+    watched = compared = None
     if source.streaming:
         train = _stream(source, args)
     else:
-        labelled, test = load_train_and_test(
+        rows, test = load_train_and_test(
             source.dataset,
             split=source.split,
             image_column=source.image_column,
             test_split=source.test_split,
             allow_remote_images=source.allow_remote_images,
         )
-        train = take_fraction(labelled, source.fraction, args.seed)
+        train = take_fraction(rows, source.fraction, args.seed)
+        labelled = rows if watch.probe_split is None else _labelled(source, watch.probe_split)
         extraction = Extraction(num_threads=max(1, args.view_threads), limits=limits)
-        compared = BeforeAndAfter(labelled, test, extraction)
-        probed = hold_out(take_fraction(labelled, min(1.0, _PROBED / len(labelled))))
-        most = max(1, len(compared.test) // args.world_size)
+        compared = BeforeAndAfter(labelled, test, extraction) if watch.before_and_after else None
+        watched = choose_watched(labelled, test, watch, args)
+        most = max(1, len(watched.evaluated) // args.world_size)
         args.per_device_eval_batch_size = min(args.per_device_eval_batch_size, most)
     views, model_args = follow_encoder(views, model_args)
     config = make_config(train, source.dataset, views, model_args, limits=limits)
@@ -90,14 +86,13 @@ def run(argv: list[str]) -> None:
     else:
         cache = _cache(train, source, config.num_channels, args, limits)
         dataset = MultiViewDataset(train, cache=cache)
-    if compared:
-        looked_at = sum(map(len, probed)) + COMPARED_VIEWS * NUM_VIEW_IMAGES
+    if watched:
         plan_evaluations(
             args,
             share=watch.evaluation_share,
             num_images=len(train),
             num_views=config.num_views,
-            cost=config.num_views * len(compared.test) + looked_at,
+            cost=watched.num_passes(config.num_views),
         )
     if model_args.from_encoder is None:
         model = SSLViewsForPreTraining(config, pretrained_backbone=model_args.pretrained_backbone)
@@ -108,10 +103,10 @@ def run(argv: list[str]) -> None:
         model,
         args,
         train_dataset=dataset,
-        eval_dataset=MultiViewDataset(compared.test, epoch=0) if compared else None,
+        eval_dataset=MultiViewDataset(watched.evaluated, epoch=0) if watched else None,
         data_collator=MultiViewCollator(ViewRecipe.for_config(config), args.seed, limits=limits),
-        probe_train=probed[0] if compared else None,
-        probe_test=probed[1] if compared else None,
+        probe_train=watched.compared if watched else None,
+        probe_test=watched.classified if watched else None,
     )
     checkpoint = trainer.choose_checkpoint(_resume_from(args))
     main = trainer.is_world_process_zero()
@@ -121,8 +116,8 @@ def run(argv: list[str]) -> None:
         say(f"{count} images from {source.dataset}{held_out}; {describe_views(config)}")
         say(f"views by the {engine_name('torch' if args.render_on_device else 'auto')} engine")
         say(f"{config.backbone}, projector {config.projector_dim}, loss {config.loss}")
-        if compared:
-            say(describe_evaluations(args, watch.evaluation_share))
+        if watched:
+            say(describe_evaluations(args, watch))
     if compared:  # every process extracts a share of the features
         start = "untrained" if model.config.initial_weights is None else "pretrained"
         compared.before(model.ssl_views, f"{start} backbone")
@@ -196,6 +191,15 @@ def _cache(
             on_size=say_size,
             limits=limits,
         )
+
+
+def _labelled(source: SourceArguments, split: str) -> Any:
+    return load_images(
+        source.dataset,
+        split=split,
+        image_column=source.image_column,
+        allow_remote_images=source.allow_remote_images,
+    )
 
 
 def _stream(source: SourceArguments, args: SSLViewsTrainingArguments) -> Any:

@@ -128,7 +128,7 @@ def make_config(
         projector_dim=model.projector_dim,
         projector_hidden_dims=model.projector_hidden_dims,
         loss=model.loss,
-        orthogonality_weight=parse_weight(model.orthogonality_weight),
+        orthogonality_weight=parse_weight(model.orthogonality_weight, model.projector_dim),
         loss_args=parse_json("loss_args", model.loss_args),
         recipe=recipe,
         recipe_args=recipe_args,

@@ -22,8 +22,9 @@ from ssl_views import (
     ViewRecipe,
 )
 from ssl_views.cli import main
-from ssl_views.cli.watching import describe_evaluations, plan_evaluations
-from ssl_views.data.sources import load_images
+from ssl_views.cli.arguments import WatchArguments
+from ssl_views.cli.watching import choose_watched, describe_evaluations, plan_evaluations
+from ssl_views.data.sources import load_images, load_train_and_test
 
 METRICS = {"knn", "effective_rank", "alpha", "alpha_r_squared", "lidar", "view_invariance"}
 SPENT = {"train_seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
@@ -198,7 +199,7 @@ def test_evaluations_stay_below_a_share_of_the_run():
     plan(args)
     assert args.eval_strategy == IntervalStrategy.STEPS
     assert args.eval_steps == 63
-    assert describe_evaluations(args, 0.04).startswith(
+    assert describe_evaluations(args, WatchArguments()).startswith(
         "evaluated every 63 steps, without test labels"
     )
     often = arguments()
@@ -226,7 +227,48 @@ def test_evaluations_that_are_not_planned(args, share, line):
     before = vars(args).copy()
     plan(args, share=share)
     assert vars(args) == before
-    assert line in describe_evaluations(args, share)
+    assert line in describe_evaluations(args, WatchArguments(share))
+
+
+class TestWhatIsWatched:
+    def choose(self, splits, *, best=False, **flags):
+        train, test = splits
+        args = SimpleNamespace(load_best_model_at_end=best, metric_for_best_model=None)
+        return choose_watched(train, test, WatchArguments(**flags), args)
+
+    def test_training_images_are_held_out_for_it(self, splits):
+        watched = self.choose(splits, probe_images=500, eval_images=70)
+        assert abs(len(watched.evaluated) - 70) <= 1
+        seen = set(watched.compared["index"]) | set(watched.classified["index"])
+        assert seen <= set(splits[0]["index"])
+        assert abs(len(seen) - 500) <= 1
+        assert len(watched.classified) == pytest.approx(len(seen) / 5, abs=1)
+        assert watched.num_passes(4) == 4 * len(watched.evaluated) + len(seen) + 4 * 256
+
+    def test_or_test_images_where_that_is_wanted(self, splits):
+        watched = self.choose(splits, probe_images=200, probe_test=True)
+        assert set(watched.compared["index"]) <= set(splits[0]["index"])
+        assert set(watched.classified["index"]) <= set(splits[1]["index"])
+        assert (len(watched.compared), len(watched.classified)) == (200, 200)
+        args = arguments(eval_strategy=IntervalStrategy.STEPS, eval_steps=7)
+        assert "7 steps, with test labels" in describe_evaluations(
+            args, WatchArguments(probe_test=True)
+        )
+
+    def test_refuses_to_choose_by_test_labels(self, splits):
+        with pytest.raises(ValueError, match="by which nothing may be chosen"):
+            self.choose(splits, best=True, probe_test=True)
+        self.choose(splits, best=True)
+
+    @pytest.mark.parametrize("name", ["probe_images", "eval_images"])
+    def test_refuses_to_look_at_nothing(self, splits, name):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
+            self.choose(splits, **{name: 0})
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load_train_and_test("digits")
 
 
 def test_an_interval_alone_is_obeyed():

@@ -1,0 +1,1 @@
+"""Studies: grids of runs, what they cost and what they reach."""

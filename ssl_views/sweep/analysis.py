@@ -1,0 +1,260 @@
+"""What the runs of a study say: accuracy at equal cost, cost of equal accuracy, the frontier."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any
+
+from ssl_views.evaluation.intervals import Interval, interval_of_mean
+from ssl_views.naming import did_you_mean
+from ssl_views.sweep.curves import (
+    EPOCHS,
+    IMAGES,
+    SECONDS,
+    Curves,
+    frontier_of,
+    group_results,
+)
+from ssl_views.sweep.results import RunResult
+from ssl_views.sweep.study import SEED, group_name
+
+
+@dataclass(frozen=True)
+class TimeTo:
+    """Seconds of training until a curve reaches a target, over the runs of a group.
+
+    Attributes:
+        target: of the metric.
+        num_reached: runs that reach it.
+        seconds: mean over the runs; None unless all reach it.
+        times_faster: geometric mean of the reference's time over this group's, of runs with the
+            same seed; None where one of the two does not reach it.
+    """
+
+    target: float
+    num_reached: int
+    seconds: Interval | None
+    times_faster: Interval | None
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """The runs of a study that differ in their seed only.
+
+    Attributes:
+        name: the settings that vary.
+        settings: the same, as values.
+        num_runs: finished runs.
+        num_failed: failed runs.
+        last: metric at the end.
+        seconds: of training, mean.
+        epochs: passes over the images, mean.
+        images_seen: images, counted again in every epoch, mean.
+        num_images: distinct training images, mean.
+        at_equal_seconds: metric when the shortest run of the study ends.
+        at_equal_epochs: metric after as many epochs as every run has.
+        difference: to the reference at equal seconds, of runs with the same seed.
+        difference_at_equal_epochs: the same at equal epochs.
+        on_frontier: whether the group's mean is the best at some time.
+        time_to: by target.
+        evaluation: numbers of `ssl-views evaluate`, where all runs have them.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    num_runs: int
+    num_failed: int
+    last: Interval
+    seconds: float
+    epochs: float
+    images_seen: float
+    num_images: float | None
+    at_equal_seconds: Interval | None
+    at_equal_epochs: Interval | None
+    difference: Interval | None
+    difference_at_equal_epochs: Interval | None
+    on_frontier: bool
+    time_to: Sequence[TimeTo] = ()
+    evaluation: Mapping[str, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study, analysed.
+
+    Attributes:
+        metric: that runs are compared by.
+        reference: name of the group that the others are compared with.
+        equal_seconds: at which groups are compared; None where a point of a curve is not what a
+            shorter run would have reached.
+        equal_epochs: the same in epochs.
+        groups: in the order of the study.
+        failed: names of failed runs, with the last line of their error.
+    """
+
+    metric: str
+    reference: str
+    equal_seconds: float | None
+    equal_epochs: float | None
+    groups: tuple[GroupResult, ...]
+    failed: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the numbers, as JSON values; an interval is [mean, low, high, n]."""
+        return asdict(self)
+
+
+def analyse(
+    results: Sequence[RunResult],
+    *,
+    metric: str = "knn",
+    reference: Mapping[str, Any] | None = None,
+    targets: Sequence[float] = (),
+    every_point_counts: bool = False,
+) -> StudyResult:
+    """Analyse the results of a study.
+
+    Times are of training alone, without evaluations; they are comparable on the same hardware with
+    the same number of runs at once. Between evaluations curves are linear. The first target is what
+    the reference ends with, in the mean of its runs, and the reference's time to it is all of its
+    time.
+
+    Args:
+        results: of one study.
+        metric: name of a column of the curves; larger is better.
+        reference: settings of the group that others are compared with; by default the first.
+        targets: further values of the metric.
+        every_point_counts: see `Study`.
+
+    Raises:
+        ValueError: if no run has finished, or none has the metric or the reference's settings.
+    """
+    finished = [result for result in results if result.finished]
+    if not finished:
+        raise ValueError(
+            "at least one run of a study must have finished; none has. Read the log.txt of a run."
+        )
+    for result in finished:
+        if metric not in result.curve:
+            known = sorted(set(result.curve) - {"step", SECONDS, EPOCHS, IMAGES})
+            raise ValueError(
+                f"every run must have evaluated {metric!r} during training; {result.name!r} has "
+                f"not.{did_you_mean(metric, known)} It has {', '.join(known) or 'nothing'}."
+            )
+    groups = group_results(results)
+    base = next((g for g in groups if _has(g[0], reference or {}) and _finished(g)), None)
+    if base is None:
+        raise ValueError(
+            "the reference must be settings of a run that has finished; got "
+            f"{dict(reference or {})}. Correct it, or leave it out for the first."
+        )
+    base = _finished(base)
+    curves = [Curves(_finished(group), metric) for group in groups if _finished(group)]
+    equal = {
+        axis: min(c.end(axis) for c in curves) if every_point_counts else None
+        for axis in (SECONDS, EPOCHS)
+    }
+    wanted = [fmean(run.curve[metric][-1] for run in base), *targets]
+    frontier = frontier_of(curves, every_point_counts)
+    compared = Curves(base, metric)
+    summaries = []
+    for group in groups:
+        if runs := _finished(group):
+            own = Curves(runs, metric)
+            summaries.append(
+                _summary(
+                    group, own, compared, equal, wanted, group_name(runs[0].settings) in frontier
+                )
+            )
+    failed = {r.name: (r.error.strip() or "?").splitlines()[-1] for r in results if not r.finished}
+    name = group_name(base[0].settings)
+    return StudyResult(metric, name, equal[SECONDS], equal[EPOCHS], tuple(summaries), failed)
+
+
+def _finished(group: Sequence[RunResult]) -> list[RunResult]:
+    return [result for result in group if result.finished]
+
+
+def _has(result: RunResult, settings: Mapping[str, Any]) -> bool:
+    return all(result.settings.get(name) == value for name, value in settings.items())
+
+
+def _summary(
+    group: Sequence[RunResult],
+    own: Curves,
+    reference: Curves,
+    equal: Mapping[str, float | None],
+    targets: Sequence[float],
+    on_frontier: bool,
+) -> GroupResult:
+    runs = own.runs
+
+    def mean(column: str) -> float:
+        return fmean(run.curve[column][-1] for run in runs)
+
+    def at(axis: str) -> tuple[Interval | None, Interval | None]:
+        place = equal[axis]
+        values = {} if place is None else own.at(axis, place)
+        against = {} if place is None or own.name == reference.name else reference.at(axis, place)
+        shared = [values[seed] - against[seed] for seed in values if seed in against]
+        return _interval(list(values.values())), _interval(shared)
+
+    at_seconds, difference = at(SECONDS)
+    at_epochs, difference_at_epochs = at(EPOCHS)
+    counts = [run.num_images for run in runs if run.num_images is not None]
+    return GroupResult(
+        name=own.name,
+        settings={k: v for k, v in runs[0].settings.items() if k != SEED},
+        num_runs=len(runs),
+        num_failed=len(group) - len(runs),
+        last=interval_of_mean([run.curve[own.metric][-1] for run in runs]),
+        seconds=mean(SECONDS),
+        epochs=mean(EPOCHS),
+        images_seen=mean(IMAGES),
+        num_images=fmean(counts) if len(counts) == len(runs) else None,
+        at_equal_seconds=at_seconds,
+        at_equal_epochs=at_epochs,
+        difference=difference,
+        difference_at_equal_epochs=difference_at_epochs,
+        on_frontier=on_frontier,
+        time_to=tuple(
+            _time_to(target, own, reference, to_its_end=number == 0)
+            for number, target in enumerate(targets)
+        ),
+        evaluation={
+            name: interval_of_mean([run.evaluation[name] for run in runs])
+            for name in runs[0].evaluation
+            if all(name in run.evaluation for run in runs)
+        },
+    )
+
+
+def _time_to(target: float, own: Curves, reference: Curves, *, to_its_end: bool) -> TimeTo:
+    ends = {run.settings.get(SEED): run.curve[SECONDS][-1] for run in reference.runs}
+    against = ends if to_its_end else reference.seconds_to(target)
+    itself = own.name == reference.name
+    times = against if itself else own.seconds_to(target)
+    all_reach = len(times) == len(own.runs)
+    compared = not itself and all_reach and len(against) == len(reference.runs)
+    ratios = [against[seed] / times[seed] for seed in times if seed in against]
+    return TimeTo(
+        target=target,
+        num_reached=len(times),
+        seconds=_interval(list(times.values())) if all_reach else None,
+        times_faster=_interval(ratios, math.log, math.exp) if compared else None,
+    )
+
+
+def _interval(
+    values: Sequence[float],
+    scale: Callable[[float], float] = float,
+    back: Callable[[float], float] = float,
+) -> Interval | None:
+    """Return the interval of a mean on a scale; None without values."""
+    if not values:
+        return None
+    found = interval_of_mean([scale(value) for value in values])
+    ends = (found.mean, found.low, found.high)
+    mean, low, high = (None if end is None else back(end) for end in ends)
+    return None if mean is None else Interval(mean, low, high, found.n)
