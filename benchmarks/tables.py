@@ -13,6 +13,8 @@ from statistics import mean, median
 from evaluation_tables import evaluation
 from export_tables import export_matrix
 from fault_tables import faults
+from reproduction_tables import claims, study, views_against_two
+from theory_tables import theory
 from view_tables import loader, views, views_jpeg
 
 ROOT = Path(__file__).parents[1]
@@ -204,12 +206,19 @@ TABLES = {  # by name: the function, and the JSON it reads
     "faults": (faults, "faults"),
     "evaluation": (evaluation, "evaluation"),
     "export_matrix": (export_matrix, "export_matrix"),
+    "theory": (theory, "theory"),
+    "claims_cpu": (lambda result: claims("cpu"), "study_num_views_cpu"),
+    "projector_dim_cpu": (study, "study_projector_dim_cpu"),
+    "num_views_cpu": (study, "study_num_views_cpu"),
+    "num_views_cpu_two": (views_against_two, "study_num_views_cpu"),
+    "fraction_cpu": (study, "study_fraction_cpu"),
+    "reference_formula_cpu": (study, "study_reference_formula_cpu"),
 }
 DOCUMENTS = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("losses", "views", "reliability", "evaluation", "publishing")
+        for name in ("losses", "views", "reliability", "evaluation", "publishing", "reproduction")
     ),
 )
 BLOCK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", flags=re.DOTALL)
