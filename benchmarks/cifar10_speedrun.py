@@ -1,8 +1,8 @@
 """CIFAR-10, ResNet-18 with a small stem: training seconds to 80 % and to 90 % accuracy.
 
-    python benchmarks/cifar10_speedrun.py --dataset PATH_OR_HUB_ID                  # one GPU
-    python benchmarks/cifar10_speedrun.py --dataset ... --preset cpu    # does everything work?
-    python benchmarks/cifar10_speedrun.py --dataset ... --minutes 8     # again until it ends with 0
+    python benchmarks/cifar10_speedrun.py --preset gpu                  # one GPU
+    python benchmarks/cifar10_speedrun.py --preset gpu --minutes 8      # again until it ends with 0
+    python benchmarks/cifar10_speedrun.py --preset cpu                  # does everything work?
 
 The accuracy is that of the package's linear probe on one clean view per image, with all training
 images to learn from. "short" and "long" train to the end of their schedules; the seconds to a
@@ -50,6 +50,8 @@ from speedrun_parts import (
 from ssl_views.view_engines import engine_name
 
 ROOT = Path(__file__).parents[1]
+PLACES = (ROOT.parent / "shared" / "data" / "cifar10", ROOT / "data" / "cifar10")
+PLACE = next((str(place) for place in PLACES if place.exists()), "uoft-cs/cifar10")
 STOPPED = 75  # the exit code of sysexits.h for "try again later"
 COMMON = {"loss": "kernel", "orthogonality_weight": "auto", "weight_decay": 0.05}
 SPEED_ARMS = {"all_on": Tricks()} | {
@@ -327,7 +329,7 @@ def parse(words=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--dataset", default=PLACE, help="path or Hub id")
     parser.add_argument("--dataset_name", default="CIFAR-10", help="how the result names the data")
     parser.add_argument("--preset", choices=PRESETS, default="gpu")
     parser.add_argument("--arms", nargs="+", choices=ARMS)

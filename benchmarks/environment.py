@@ -19,6 +19,13 @@ def _processor():
     return platform.processor() or platform.machine()
 
 
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def environment():
     """Return machine and versions."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -26,5 +33,5 @@ def environment():
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu},
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
     }

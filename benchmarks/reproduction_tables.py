@@ -233,3 +233,23 @@ def claims(preset):
         "interval is on the claim's side; *holds weaker*: the mean is; *does not hold here*: "
         "neither is.",
     ]
+
+
+def plan_backtest(result):
+    """Return the table of plans from studies that were cut short."""
+    lines = [
+        "| study | planned from | settings | error, points | in the interval | chosen is best with "
+        "probability | points lost by choosing it |",
+        "| --- |" + " --- |" * 6,
+    ]
+    for name, cases in result["studies"].items():
+        for case in cases:
+            groups = case["groups"].values()
+            error = sum(abs(g["predicted"] - g["measured"]) for g in groups) / len(groups)
+            inside = sum(g["low"] <= g["measured"] <= g["high"] for g in groups)
+            lines.append(
+                f"| {name} | {100 * case['share']:.0f} % of the time | {len(groups)} "
+                f"| {100 * error:.1f} | {inside} of {len(groups)} "
+                f"| {100 * case['best_prob']:.0f} % | {100 * case['points_lost']:.1f} |"
+            )
+    return lines

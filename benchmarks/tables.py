@@ -13,7 +13,8 @@ from statistics import mean, median
 from evaluation_tables import evaluation
 from export_tables import export_matrix
 from fault_tables import faults
-from reproduction_tables import claims, study, views_against_two
+from reproduction_tables import claims, plan_backtest, study, views_against_two
+from speedrun_tables import speedrun
 from theory_tables import theory
 from view_tables import loader, views, views_jpeg
 
@@ -207,26 +208,28 @@ TABLES = {  # by name: the function, and the JSON it reads
     "evaluation": (evaluation, "evaluation"),
     "export_matrix": (export_matrix, "export_matrix"),
     "theory": (theory, "theory"),
+    "speedrun_cpu": (speedrun, "cifar10_speedrun_cpu"),
     "claims_cpu": (lambda result: claims("cpu"), "study_num_views_cpu"),
     "projector_dim_cpu": (study, "study_projector_dim_cpu"),
     "num_views_cpu": (study, "study_num_views_cpu"),
     "num_views_cpu_two": (views_against_two, "study_num_views_cpu"),
     "fraction_cpu": (study, "study_fraction_cpu"),
     "reference_formula_cpu": (study, "study_reference_formula_cpu"),
+    "plan_backtest": (plan_backtest, "plan_backtest"),
+    "claims_gpu": (lambda result: claims("gpu"), "study_num_views_gpu"),
+    "speedrun_gpu": (speedrun, "cifar10_speedrun_gpu"),
 }
-DOCUMENTS = (
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in ("losses", "views", "reliability", "evaluation", "publishing", "reproduction")
-    ),
-)
+PAGES = (
+    "losses", "views", "reliability", "evaluation", "publishing", "reproduction", "studies",
+)  # fmt: skip
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in PAGES))
 BLOCK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", flags=re.DOTALL)
 
 
 def _block(match):
     render, name = TABLES[match[1]]
-    body = "\n".join(render(json.loads((RESULTS / f"{name}.json").read_text())))
+    path = RESULTS / f"{name}.json"
+    body = "\n".join(render(json.loads(path.read_text()))) if path.exists() else "*Not run yet.*"
     return f"<!-- table {match[1]} -->\n{body}\n<!-- end -->"
 
 

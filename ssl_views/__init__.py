@@ -1,7 +1,8 @@
 """Pretrain any timm backbone on unlabeled images with small projectors and many views.
 
-Importing registers the configuration and models with transformers' Auto classes and does nothing
-else. What needs `datasets` or the Trainer is imported when first used.
+Importing registers the configuration and models with transformers' Auto classes, and ResNets for
+small images with timm, and does nothing else. What needs `datasets` or the Trainer is imported when
+first used.
 """
 
 import importlib

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,25 +86,41 @@ def first_crossing(places: Sequence[float], values: Sequence[float], target: flo
     return None
 
 
-def frontier_of(curves: Sequence[Curves], every_point_counts: bool) -> set[str]:
-    """Return the names of the groups whose mean is the best at some time, whatever came before.
+class FrontierPoint(NamedTuple):
+    """A point of the Pareto frontier of accuracy against time."""
 
-    A group is on the Pareto frontier of accuracy against time if one of its points is above all
-    points of other groups at the same time or earlier. Points are those of the mean curve, or its
-    end alone.
+    seconds: float
+    value: float
+    name: str
+
+
+def frontier_points(curves: Sequence[Curves], every_point_counts: bool) -> list[FrontierPoint]:
+    """Return the points of groups' means that no other at the same time or earlier is as good as.
+
+    Args:
+        curves: of all groups.
+        every_point_counts: whether all points of a mean curve are candidates, or its end alone.
     """
     points = []
     for group in curves:
-        times = sorted({t for run in group.runs for t in run.curve[SECONDS]})
-        if not every_point_counts:
+        if every_point_counts:
+            times = sorted({t for run in group.runs for t in run.curve[SECONDS]})
+            values = group.mean(times)
+        else:
             times = [fmean(run.curve[SECONDS][-1] for run in group.runs)]
             values = [fmean(run.curve[group.metric][-1] for run in group.runs)]
-        else:
-            values = group.mean(times)
-        points += [(t, -v, group.name) for t, v in zip(times, values, strict=True) if v == v]
-    best, names = -math.inf, set()
-    for _, negative, name in sorted(points):
-        if -negative > best:
-            best = -negative
-            names.add(name)
-    return names
+        points += [
+            FrontierPoint(t, v, group.name)
+            for t, v in zip(times, values, strict=True)
+            if not math.isnan(v)
+        ]
+    best: list[FrontierPoint] = []
+    for point in sorted(points, key=lambda p: (p.seconds, -p.value)):
+        if not best or point.value > best[-1].value:
+            best.append(point)
+    return best
+
+
+def frontier_of(curves: Sequence[Curves], every_point_counts: bool) -> set[str]:
+    """Return the names of the groups whose mean is the best at some time, whatever came before."""
+    return {point.name for point in frontier_points(curves, every_point_counts)}

@@ -10,7 +10,14 @@ from matplotlib.lines import Line2D
 from ssl_views.evaluation.picture_style import COLORS, MARKERS, new_figure, png_of
 from ssl_views.evaluation.run_comparison import is_accuracy, title_of
 from ssl_views.sweep.analysis import StudyResult
-from ssl_views.sweep.curves import EPOCHS, IMAGES, SECONDS, Curves, group_results
+from ssl_views.sweep.curves import (
+    EPOCHS,
+    IMAGES,
+    SECONDS,
+    Curves,
+    frontier_points,
+    group_results,
+)
 from ssl_views.sweep.results import RunResult
 
 _LINES = ("-", "--", "-.", ":")
@@ -27,32 +34,30 @@ _AXES = {
 def draw_study(results: Sequence[RunResult], analysed: StudyResult) -> bytes:
     """Draw the metric against training time, epochs and images seen, as a PNG file.
 
-    A group has one colour, marker and line style. Thin lines are runs, thick ones their mean.
-    Times and epochs are on logarithmic axes. Groups whose mean is the best at some time, the Pareto
-    frontier, are marked by a star in the legend.
+    A group has one colour, marker and line style. Thin lines are runs, thick ones their mean. In
+    the first panel the grey steps are the Pareto frontier; groups on it have a star in the legend.
+    Where groups differ in their number of distinct images, a last panel shows the end over that
+    number, with 95 % intervals. Horizontal axes are logarithmic.
 
     Args:
         results: of the study.
         analysed: the same, from `analyse`.
     """
-    metric = analysed.metric
     groups = [[run for run in group if run.finished] for group in group_results(results)]
-    curves = [Curves(group, metric) for group in groups if group]
-    height = _PANEL_HEIGHT * len(_AXES) + _LINE_HEIGHT * (len(curves) + 1)
-    figure = new_figure(height)
-    panels = figure.subplots(len(_AXES), squeeze=False)[:, 0]
-    for panel, (axis, (title, unit)) in zip(panels, _AXES.items(), strict=True):
+    curves = [Curves(group, analysed.metric) for group in groups if group]
+    by_images = len({group.num_images for group in analysed.groups}) > 1
+    num_panels = len(_AXES) + by_images
+    figure = new_figure(_PANEL_HEIGHT * num_panels + _LINE_HEIGHT * (len(curves) + 1))
+    panels = figure.subplots(num_panels, squeeze=False)[:, 0]
+    for panel, (axis, (title, unit)) in zip(panels, _AXES.items(), strict=False):
         for number, group in enumerate(curves):
             _draw_group(panel, group, axis, unit, _style(number))
-        panel.set_xscale("log")
-        panel.set_xlabel(title)
-        panel.set_ylabel(title_of(metric) + (", %" if is_accuracy(metric) else ""))
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.xaxis.set_minor_formatter("")
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25, linewidth=0.6, which="both")
-    best = {group.name for group in analysed.groups if group.on_frontier}
+        _finish(panel, title, analysed.metric)
+    _draw_frontier(panels[0], curves, analysed)
+    if by_images:
+        _draw_by_images(panels[-1], analysed)
     handles = [Line2D([], [], **_style(number)) for number in range(len(curves))]
+    best = {group.name for group in analysed.groups if group.on_frontier}
     labels = [g.name + (" \N{BLACK STAR}" if g.name in best else "") for g in curves]
     legend = figure.legend(
         handles, labels, loc="outside upper left", fontsize=_FONT, frameon=False, handlelength=3.5
@@ -62,8 +67,42 @@ def draw_study(results: Sequence[RunResult], analysed: StudyResult) -> bytes:
     return png_of(figure)
 
 
+def _finish(panel: Axes, title: str, metric: str) -> None:
+    panel.set_xscale("log")
+    panel.set_xlabel(title)
+    panel.set_ylabel(title_of(metric) + (", %" if is_accuracy(metric) else ""))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter("")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(alpha=0.25, linewidth=0.6, which="both")
+
+
+def _scale(metric: str) -> int:
+    return 100 if is_accuracy(metric) else 1
+
+
+def _draw_frontier(panel: Axes, curves: Sequence[Curves], analysed: StudyResult) -> None:
+    points = frontier_points(curves, analysed.equal_seconds is not None)
+    xs = [point.seconds / _MINUTE for point in points]
+    ys = [_scale(analysed.metric) * point.value for point in points]
+    xs, ys = [*xs, panel.get_xlim()[1]], [*ys, ys[-1]]
+    panel.step(xs, ys, where="post", color="0.8", linewidth=4, zorder=0.5)
+
+
+def _draw_by_images(panel: Axes, analysed: StudyResult) -> None:
+    scale = _scale(analysed.metric)
+    for number, group in enumerate(analysed.groups):
+        if group.num_images is None:
+            continue
+        last = group.last
+        half = 0.0 if last.high is None else scale * (last.high - last.mean)
+        style = {k: v for k, v in _style(number).items() if k != "linestyle"}
+        panel.errorbar(group.num_images, scale * last.mean, half, capsize=2, **style)
+    _finish(panel, "distinct images", analysed.metric)
+
+
 def _draw_group(panel: Axes, group: Curves, axis: str, unit: float, style: dict[str, Any]) -> None:
-    scale = 100 if is_accuracy(group.metric) else 1
+    scale = _scale(group.metric)
     columns = [
         ([x / unit for x in run.curve[axis]], [scale * y for y in run.curve[group.metric]])
         for run in group.runs
