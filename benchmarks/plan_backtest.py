@@ -2,9 +2,9 @@
 
     python benchmarks/plan_backtest.py
 
-Each study of benchmarks/results/study_*.json with a constant learning rate is cut at a half and at
-a quarter of the time that all of its runs take; the plan for the whole of it is compared with the
-means that were measured then. The intervals are for the mean over the runs at hand, so they leave
+Each study of benchmarks/results/study_*.json with a constant learning rate is cut after a half and
+a third of its evaluations; the plan for the time that all runs take is compared with the means that
+were measured then. The intervals are for the mean over the runs at hand, so they leave
 out the spread of seeds, which those runs share with what is foretold; only their law is tested.
 """
 
@@ -22,13 +22,13 @@ from ssl_views.sweep.results import RunResult
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-SHARES = (0.5, 0.25)
+SHARES = (1 / 2, 1 / 3)
 NUM_DRAWS = 4000
 
 
-def cut(run, seconds):
-    """Return a run as it would be if it had ended by then."""
-    kept = sum(time <= seconds for time in run.curve[SECONDS])
+def cut(run, share):
+    """Return a run as it would be if it had ended after a share of its evaluations."""
+    kept = 1 + int(share * (len(run.curve[SECONDS]) - 1))  # the first is of the start
     return replace(run, curve={name: column[:kept] for name, column in run.curve.items()})
 
 
@@ -39,10 +39,7 @@ def backtest(runs, metric, share):
     for group in group_results(runs):
         curve = GroupCurve(group, metric)
         measured[curve.name] = float(np.interp(end, curve.times, curve.mean))
-    shorter = [cut(run, share * end) for run in runs]
-    shorter = [run for run in shorter if len(run.curve[SECONDS]) >= 4]
-    if len(group_results(shorter)) < 2:
-        return None
+    shorter = [cut(run, share) for run in runs]
     plan = plan_budget(shorter, end, metric=metric, every_point_counts=True)
     generator = np.random.default_rng(0)
     groups = {}
@@ -74,8 +71,9 @@ if __name__ == "__main__":
         runs = [RunResult(**run) for run in stored["results"]]
         runs = [run for run in runs if run.finished]
         if runs and stored["every_point_counts"]:
-            found = [backtest(runs, stored["metric"], share) for share in SHARES]
-            studies[path.stem.removeprefix("study_")] = [one for one in found if one]
+            studies[path.stem.removeprefix("study_")] = [
+                backtest(runs, stored["metric"], share) for share in SHARES
+            ]
     result = {"what": "plans from cut studies", **environment(), "studies": studies}
     (RESULTS / "plan_backtest.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(studies, indent=1))

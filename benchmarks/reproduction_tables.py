@@ -1,26 +1,44 @@
 """The tables of docs/reproduction.md, for `tables.py`: claims with verdicts, and the studies."""
 
 import json
-import math
 from pathlib import Path
 
-from ssl_views.cli.study_tables import study_tables
-from ssl_views.evaluation.intervals import interval_of_mean
+from ssl_views.cli.study_tables import points, study_tables
 from ssl_views.sweep.analysis import analyse
-from ssl_views.sweep.curves import EPOCHS, SECONDS, Curves
+from ssl_views.sweep.curves import EPOCHS, SECONDS, Curves, difference, times_faster
 from ssl_views.sweep.results import RunResult
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 HOLDS, WEAKER, NOT_HERE, NOT_RUN = "holds", "holds weaker", "does not hold here", "not run yet"
 WITHIN = 0.01  # one point of accuracy
-FIXED, TUNED = (
-    {"barlow_twins": 0.0004, "vicreg": "0.00133/D"},
-    {
-        "barlow_twins": "10/D",
-        "vicreg": "0.4/D",
-    },
-)
 NAMES = {"barlow_twins": "Barlow Twins", "vicreg": "VICReg"}
+# Where each preset has the groups that claims are about.
+SETTINGS = {
+    "cpu": {
+        "small": 64,
+        "wide": 1024,
+        "fixed": {"barlow_twins": 0.0004, "vicreg": "0.00133/D"},
+        "tuned": {
+            "barlow_twins": {64: "10/D", 1024: "10/D"},
+            "vicreg": {64: "0.4/D", 1024: "0.4/D"},
+        },
+        "views_dim": 64,
+        "fractions": {0.125: 0.025, 0.5: 0.1, 1.0: 0.2},
+        "weights": {"2.5/D": "4.444/D", "10/D": "17.78/D", "40/D": "71.11/D"},
+    },
+    "gpu": {
+        "small": 64,
+        "wide": 8192,
+        "fixed": {"barlow_twins": 0.0004, "vicreg": "0.00133/D"},
+        "tuned": {
+            "barlow_twins": {64: 0.04, 8192: 0.0008},
+            "vicreg": {64: "0.05/D", 8192: "0.00125/D"},
+        },
+        "views_dim": 256,
+        "fractions": {0.125: 0.125, 0.5: 0.5, 1.0: 1.0},
+        "weights": {"2.5/D": "4.444/D", "5/D": "8.889/D", "10/D": "17.78/D", "20/D": "35.56/D"},
+    },
+}
 
 
 def study(result, **reference):
@@ -35,40 +53,41 @@ def study(result, **reference):
     return [*study_tables(analysed), "", _footnote(result)]
 
 
+def views_against_two(result):
+    """Return the tables of the views study, against two views of the same projector."""
+    dims = {run["settings"]["projector_dim"] for run in result["results"]}
+    return study(result, projector_dim=min(dims), num_views=2)
+
+
 def _footnote(result):
     machine = result["machine"]
     versions = ", ".join(f"{p} {result['versions'][p]}" for p in ("torch", "timm", "transformers"))
     where = machine["gpu"] or f"{machine['cores']} cores of an {machine['processor']}"
-    done = sum(run["status"] == "finished" for run in result["results"])
+    finished = [run for run in result["results"] if run["status"] == "finished"]
+    untrained = sum(run["curve"]["knn"][0] for run in finished) / len(finished)
     return (
-        f"{result['dataset']}; {done} of {result['num_runs']} runs, {result['n']} seeds, "
-        f"{result['jobs']} at once, {result['seconds'] / 60:.0f} minutes in all on {where}; "
-        f"{versions}."
+        f"Untrained backbones reach {100 * untrained:.1f} %, raw pixels "
+        f"{100 * result['raw_pixels']:.1f} %. {result['dataset']}; {len(finished)} of "
+        f"{result['num_runs']} runs, {result['n']} seeds, {result['jobs']} at once, "
+        f"{result['seconds'] / 60:.0f} minutes in all on {where}; {versions}."
     )
 
 
-def views_against_two(result):
-    """Return the tables of the views study, against two views of the same projector."""
-    return study(result, projector_dim=64, num_views=2)
-
-
 class Evidence:
-    """What stored studies say of claims.
-
-    Args:
-        preset: "cpu" or "gpu".
-    """
+    """What the stored studies of a preset say of claims."""
 
     def __init__(self, preset):
-        self.studies = {}
+        self.settings = SETTINGS[preset]
+        self.studies, self.probed = {}, None
         for path in sorted(RESULTS.glob(f"study_*_{preset}.json")):
             name = path.stem.removeprefix("study_").removesuffix(f"_{preset}")
             stored = json.loads(path.read_text())
             runs = [RunResult(**run) for run in stored["results"]]
             self.studies[name] = [run for run in runs if run.finished]
 
-    def curves(self, name, **settings):
-        """Return the curves of the runs with these settings, or None."""
+    def group(self, name, **settings):
+        """Return the curves of the runs with these settings; None where there are none."""
+        settings = {"loss_args": None, **settings}
         runs = [
             run
             for run in self.studies.get(name, ())
@@ -76,148 +95,117 @@ class Evidence:
         ]
         return Curves(runs, "knn") if runs else None
 
-    def difference(self, first, second, axis):
-        """Return the interval of the difference where the shorter of two groups ends, by seed."""
-        if first is None or second is None:
-            return None
-        place = min(first.end(axis), second.end(axis))
-        one, other = first.at(axis, place), second.at(axis, place)
-        shared = [one[seed] - other[seed] for seed in one if seed in other]
-        return interval_of_mean(shared) if shared else None
 
-    def share_of_time(self, group, reference):
-        """Return (share, low, high) of the reference's time that a group needs for its accuracy.
-
-        None where a run of the group does not reach what the reference ends with in the mean.
-        """
-        if group is None or reference is None:
-            return None
-        ends = {run.settings["seed"]: run.curve[SECONDS][-1] for run in reference.runs}
-        last = [run.curve["knn"][-1] for run in reference.runs]
-        times = group.seconds_to(sum(last) / len(last))
-        if len(times) < len(group.runs):
-            return len(times), len(group.runs)
-        shares = [math.log(times[seed] / ends[seed]) for seed in times if seed in ends]
-        found = interval_of_mean(shares)
-        return tuple(math.exp(end) for end in (found.mean, found.low, found.high))
-
-
-def _points(interval):
-    if interval is None:
-        return "-"
-    half = "" if interval.high is None else f" ± {100 * (interval.high - interval.mean):.1f}"
-    return f"{100 * interval.mean:+.1f}{half} points"
-
-
-def _above(interval, bound):
-    """Return the verdict on "the difference is above a bound"."""
-    if interval is None:
-        return NOT_RUN
-    if interval.low is not None and interval.low > bound:
-        return HOLDS
-    return WEAKER if interval.mean > bound else NOT_HERE
-
-
-def _below(share, bound):
-    """Return figure and verdict on "this share of the time is enough"."""
-    if share is None:
+def _difference(group, reference, axis, bound):
+    """Return figure and verdict on "the difference is above a bound"."""
+    if group is None or reference is None:
         return "-", NOT_RUN
-    if len(share) == 2:
-        return f"reached by {share[0]} of {share[1]} runs", NOT_HERE
-    mean, low, high = share
-    verdict = HOLDS if high <= bound else WEAKER if mean <= bound else NOT_HERE
-    return f"{100 * mean:.0f} % ({100 * low:.0f} to {100 * high:.0f}) of the time", verdict
+    found = difference(group, reference, axis)
+    if found.low is not None and found.low > bound:
+        verdict = HOLDS
+    else:
+        verdict = WEAKER if found.mean > bound else NOT_HERE
+    return f"{points(found, 'knn')} points", verdict
+
+
+def _share_of_time(group, reference, bound):
+    """Return figure and verdict on "this share of the reference's time is enough"."""
+    if group is None or reference is None:
+        return "-", NOT_RUN
+    faster = times_faster(group, reference)
+    if faster is None:
+        return "its mean does not reach it", NOT_HERE
+    share = 1 / faster.mean
+    if faster.low is None:
+        return f"{100 * share:.0f} % of the time", WEAKER if share <= bound else NOT_HERE
+    low, high = 1 / faster.high, 1 / faster.low
+    verdict = HOLDS if high <= bound else WEAKER if share <= bound else NOT_HERE
+    return f"{100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f}) of the time", verdict
+
+
+def projector_groups(found, loss):
+    """Return the groups: small and tuned, small and fixed, wide and tuned, wide and fixed."""
+    settings, fixed = found.settings, found.settings["fixed"][loss]
+    return [
+        found.group("projector_dim", loss=loss, projector_dim=dim, orthogonality_weight=weight)
+        for dim in (settings["small"], settings["wide"])
+        for weight in (settings["tuned"][loss][dim], fixed)
+    ]
 
 
 def _projector_claims(found):
+    small, wide = found.settings["small"], found.settings["wide"]
     for loss, title in NAMES.items():
-
-        def group(dim, weights, loss=loss):
-            return found.curves(
-                "projector_dim",
-                loss=loss,
-                projector_dim=dim,
-                orthogonality_weight=weights[loss],
-            )
-
-        small, fixed = group(64, TUNED), group(64, FIXED)
-        gain = found.difference(small, fixed, EPOCHS)
-        yield (
-            f"{title}: at D = 64 a tuned weight beats the fixed one",
-            _points(gain),
-            _above(gain, 0),
-        )
-        wide = [g for g in (group(1024, TUNED), group(1024, FIXED)) if g is not None]
-        best = (
-            max(wide, key=lambda g: sum(r.curve["knn"][-1] for r in g.runs) / len(g.runs))
-            if wide
-            else None
-        )
+        tuned, fixed, *widest = projector_groups(found, loss)
+        widest = [group for group in widest if group is not None]
+        best = max(widest, key=lambda group: group.smooth()[1][-1], default=None)
+        text = f"{title}: at D = {small} a tuned weight beats the fixed one"
+        yield text, *_difference(tuned, fixed, EPOCHS, 0)
         for axis, name in ((SECONDS, "equal time"), (EPOCHS, "equal epochs")):
-            gap = found.difference(small, best, axis)
-            yield (
-                f"{title}: D = 64, tuned, is within 1 point of the best D = 1024, at {name}",
-                _points(gap),
-                _above(gap, -WITHIN),
+            text = (
+                f"{title}: D = {small}, tuned, is within 1 point of the best D = {wide}, at {name}"
             )
+            yield text, *_difference(tuned, best, axis, -WITHIN)
+
+
+def view_groups(found):
+    """Return the groups by (projector_dim, num_views)."""
+    dim, wide = found.settings["views_dim"], found.settings["wide"]
+    return {
+        (d, v): found.group("num_views", projector_dim=d, num_views=v)
+        for d, v in ((dim, 2), (dim, 4), (dim, 8), (wide, 2))
+    }
 
 
 def _view_claims(found):
-    two, wide = (found.curves("num_views", projector_dim=dim, num_views=2) for dim in (64, 1024))
+    dim, wide = found.settings["views_dim"], found.settings["wide"]
+    groups = view_groups(found)
+    two = groups[dim, 2]
     for views in (4, 8):
-        more = found.curves("num_views", projector_dim=64, num_views=views)
-        share = found.share_of_time(more, two)
-        yield f"V = {views} reaches what V = 2 ends with in 70 % of its time", *_below(share, 0.7)
-        gain = found.difference(more, two, EPOCHS)
-        yield f"V = {views} is better than V = 2 at equal epochs", _points(gain), _above(gain, 0)
-        share = found.share_of_time(more, wide)
-        yield (
-            f"V = {views}, D = 64 reaches what V = 2, D = 1024 ends with in less time",
-            *_below(share, 1),
-        )
+        more = groups[dim, views]
+        text = f"V = {views} reaches what V = 2 ends with in 70 % of its time"
+        yield text, *_share_of_time(more, two, 0.7)
+        text = f"V = {views} is better than V = 2 at equal epochs"
+        yield text, *_difference(more, two, EPOCHS, 0)
+        text = f"V = {views}, D = {dim} reaches what V = 2, D = {wide} ends with in less time"
+        yield text, *_share_of_time(more, groups[wide, 2], 1.0)
+
+
+def fraction_groups(found):
+    """Return the groups by (share of all images, num_views)."""
+    return {
+        (share, views): found.group("fraction", fraction=fraction, num_views=views)
+        for share, fraction in found.settings["fractions"].items()
+        for views in (2, 4)
+    }
 
 
 def _fraction_claims(found):
-    def group(fraction, views):
-        return found.curves("fraction", fraction=fraction, num_views=views)
-
-    gap = found.difference(group(0.1, 4), group(0.2, 2), SECONDS)
+    groups = fraction_groups(found)
     text = "V = 4 on 50 % of the images is within 1 point of V = 2 on all, at equal time"
-    yield text, _points(gap), _above(gap, -WITHIN)
-    gains = {f: found.difference(group(f, 4), group(f, 2), SECONDS) for f in (0.025, 0.2)}
-    shrinks = None
-    if None not in gains.values():
-        pairs = [_by_seed(found, group(f, 4), group(f, 2)) for f in (0.2, 0.025)]
-        shared = [pairs[0][seed] - pairs[1][seed] for seed in pairs[0] if seed in pairs[1]]
-        shrinks = interval_of_mean(shared)
-    text = "The gain of V = 4 over V = 2 is smaller at 12.5 % of the images than at 100 %"
-    yield text, _points(shrinks), _above(shrinks, 0)
+    yield text, *_difference(groups[0.5, 4], groups[1.0, 2], SECONDS, -WITHIN)
+    for share in (1.0, 0.125):
+        text = f"V = 4 is better than V = 2 on {100 * share:g} % of the images, at equal time"
+        yield text, *_difference(groups[share, 4], groups[share, 2], SECONDS, 0)
 
 
-def _by_seed(found, first, second):
-    place = min(first.end(SECONDS), second.end(SECONDS))
-    one, other = first.at(SECONDS, place), second.at(SECONDS, place)
-    return {seed: one[seed] - other[seed] for seed in one if seed in other}
+def formula_groups(found):
+    """Return the pairs of groups by weight: ours, the authors'."""
+    return {
+        ours: tuple(
+            found.group(
+                "reference_formula", num_views=4, orthogonality_weight=weight, loss_args=loss_args
+            )
+            for weight, loss_args in ((ours, None), (theirs, {"redundancy": "mean"}))
+        )
+        for ours, theirs in found.settings["weights"].items()
+    }
 
 
 def _formula_claims(found):
-    def group(views, weight, **more):
-        return found.curves(
-            "reference_formula", num_views=views, orthogonality_weight=weight, **more
-        )
-
-    ours = found.studies.get("reference_formula", ())
-    plain = [run for run in ours if "loss_args" not in run.settings]
-    found.studies["reference_formula_ours"] = plain
-    for weight, theirs in (("2.5/D", "4.444/D"), ("10/D", "17.78/D"), ("40/D", "71.11/D")):
-        reference = group(4, theirs, loss_args={"redundancy": "mean"})
-        mine = found.curves("reference_formula_ours", num_views=4, orthogonality_weight=weight)
-        gap = found.difference(mine, reference, EPOCHS)
-        yield (
-            f"V = 4, weight {weight}: our formula is better than the authors'",
-            _points(gap),
-            _above(gap, 0),
-        )
+    for weight, pair in formula_groups(found).items():
+        text = f"V = 4, weight {weight}: our formula is better than the authors'"
+        yield text, *_difference(*pair, EPOCHS, 0)
 
 
 def claims(preset):
@@ -229,7 +217,7 @@ def claims(preset):
     return [
         *lines,
         "",
-        "kNN accuracy on 5,000 test images, mean and 95 % interval over seeds. *Holds*: the whole "
+        "kNN accuracy on test images, mean and 95 % interval over seeds. *Holds*: the whole "
         "interval is on the claim's side; *holds weaker*: the mean is; *does not hold here*: "
         "neither is.",
     ]
@@ -238,8 +226,8 @@ def claims(preset):
 def plan_backtest(result):
     """Return the table of plans from studies that were cut short."""
     lines = [
-        "| study | planned from | settings | error, points | in the interval | chosen is best with "
-        "probability | points lost by choosing it |",
+        "| study | planned from | settings | error, points | in the interval of the law | chosen "
+        "is best with probability | points lost by choosing it |",
         "| --- |" + " --- |" * 6,
     ]
     for name, cases in result["studies"].items():
@@ -248,7 +236,7 @@ def plan_backtest(result):
             error = sum(abs(g["predicted"] - g["measured"]) for g in groups) / len(groups)
             inside = sum(g["low"] <= g["measured"] <= g["high"] for g in groups)
             lines.append(
-                f"| {name} | {100 * case['share']:.0f} % of the time | {len(groups)} "
+                f"| {name} | {100 * case['share']:.0f} % of the evaluations | {len(groups)} "
                 f"| {100 * error:.1f} | {inside} of {len(groups)} "
                 f"| {100 * case['best_prob']:.0f} % | {100 * case['points_lost']:.1f} |"
             )

@@ -1,13 +1,14 @@
 """The studies behind docs/reproduction.md: run what is left of them, and store what they found.
 
     pip install -e ".[plots]"
-    python benchmarks/studies.py --preset cpu                  # hours on 2 cores, an hour a study
-    python benchmarks/studies.py --preset gpu --minutes 9.5    # again and again, until all is done
+    python benchmarks/studies.py --preset cpu                # about three hours on 2 cores
+    python benchmarks/studies.py --preset gpu --minutes 8    # again, until it ends with 0
     python benchmarks/studies.py --preset cpu --only num_views
 
 Each study is `ssl-views sweep examples/studies/NAME_PRESET.yaml`, which goes on where it was
 stopped or killed. Its results are copied to benchmarks/results/study_NAME_PRESET.json, with the
-machine, and its picture to docs/images. Nothing else should run meanwhile.
+machine and what raw pixels reach, and its picture to docs/images. Exits with 75 while runs are
+left. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -19,18 +20,23 @@ from pathlib import Path
 
 from environment import environment
 
+from ssl_views import ViewRecipe, knn_accuracy
 from ssl_views.cli import main
-from ssl_views.sweep.results import read_results
+from ssl_views.data.sources import load_train_and_test, take_fraction
+from ssl_views.evaluation.features import raw_pixels
+from ssl_views.evaluation.labels import labels_of
 from ssl_views.sweep.room import Room
+from ssl_views.sweep.runner import results_of
 from ssl_views.sweep.study import Study
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "examples" / "studies"
 NAMES = ("num_views", "projector_dim", "fraction", "reference_formula")
+AGAIN = 75  # the exit code of sysexits.h for "try again later"
 
 
 def run(name, args, seconds_left):
-    """Run what is left of a study; return whether it is complete."""
+    """Run what is left of a study, and store what it has; return whether nothing is left."""
     folder = args.work_dir / name
     words = ["sweep", str(STUDIES / f"{name}.yaml"), "--output_dir", str(folder)]
     if args.dataset:
@@ -39,21 +45,30 @@ def run(name, args, seconds_left):
         words += ["--jobs", str(args.jobs)]
     if seconds_left is not None:
         words += ["--max_minutes", str(seconds_left / 60)]
-    start = time.perf_counter()
-    code = main(words)
-    if code != 0:
+    start, code = time.perf_counter(), 1
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = end.code
+        if code != AGAIN:
+            raise
+    finally:
+        store(name, args, folder, time.perf_counter() - start)
+    if code not in (0, AGAIN):
         raise SystemExit(code)
-    return store(name, args, folder, time.perf_counter() - start)
+    return code == 0
 
 
 def store(name, args, folder, seconds):
-    """Write what a study has found so far; return whether it is complete."""
+    """Write what a study has found so far, if anything."""
     study = Study.read(STUDIES / f"{name}.yaml", {"dataset": args.dataset} if args.dataset else {})
-    keys = {run.key for run in study.runs}
-    found = [result for result in read_results(folder) if result.key in keys]
-    path = ROOT / "benchmarks" / "results" / f"study_{name}.json"
+    found = results_of(study, folder)
+    if not found:
+        return
+    path = args.results_dir / f"study_{name}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    same = before.get("keys") == sorted(keys)
+    keys = [run.key for run in study.runs]
+    same = before.get("keys") == keys
     result = {
         "what": study.about.strip(),
         "dataset": args.dataset_name,
@@ -67,39 +82,61 @@ def store(name, args, folder, seconds):
         "targets": list(study.targets),
         "every_point_counts": study.every_point_counts,
         "base": {k: v for k, v in study.runs[0].flags.items() if k != "dataset"},
-        "keys": sorted(keys),
+        "raw_pixels": before["raw_pixels"] if same else baseline(study.runs[0].flags),
+        "keys": keys,
         "results": [asdict(one) for one in found],
     }
     aside = path.with_suffix(".partial")
     aside.write_text(json.dumps(result, indent=1) + "\n")
     aside.replace(path)
     picture = folder / "study.png"
-    if picture.exists():
+    if picture.exists() and args.results_dir == ROOT / "benchmarks" / "results":
         (ROOT / "docs" / "images" / f"study_{name}.png").write_bytes(picture.read_bytes())
-    print(f"{name}: {len(found)} of {len(study.runs)} runs, {path.relative_to(ROOT)}", flush=True)
-    return len(found) == len(study.runs)
+    print(f"{name}: {len(found)} of {len(study.runs)} runs stored", flush=True)
 
 
-def parse():
+def baseline(flags):
+    """Return the kNN accuracy of raw pixels, with the images that the runs are evaluated on."""
+    most = flags["probe_images"]
+    rows = [
+        take_fraction(rows, min(1.0, most / len(rows)))
+        for rows in load_train_and_test(
+            flags["dataset"],
+            split=flags.get("probe_split", "train"),
+            test_split=flags.get("test_split"),
+        )
+    ]
+    recipe = ViewRecipe.named(flags["recipe"], image_size=flags["image_size"])
+    pixels, labels = [raw_pixels(r, recipe) for r in rows], [labels_of(r) for r in rows]
+    return knn_accuracy(pixels[0], labels[0], pixels[1], labels[1])
+
+
+def parse(words=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    known = sorted({path.stem.rpartition("_")[0] for path in STUDIES.glob("*.yaml")})
     parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--only", nargs="+", choices=known, default=NAMES)
     parser.add_argument("--dataset", help="path or Hub id, instead of the study's")
     parser.add_argument("--dataset_name", default="CIFAR-10", help="how the result names the data")
     parser.add_argument("--jobs", type=int, help="runs at once")
     parser.add_argument("--minutes", type=float, help="stop after so long; call it again to go on")
     parser.add_argument("--work_dir", type=Path, default=ROOT / "runs" / "studies")
-    return parser.parse_args()
+    parser.add_argument("--results_dir", type=Path, default=ROOT / "benchmarks" / "results")
+    return parser.parse_args(words)
 
 
-if __name__ == "__main__":
-    args = parse()
-    begun = time.monotonic()
+def run_all(args):
+    """Run the studies one after the other; return the exit code."""
+    begun, done = time.monotonic(), True
     for name in args.only:
         left = None if args.minutes is None else 60 * args.minutes - (time.monotonic() - begun)
         if left is not None and left <= 0:
-            break
-        if not run(f"{name}_{args.preset}", args, left) and args.minutes is not None:
-            sys.exit(75)  # call it again
+            return AGAIN
+        done = run(f"{name}_{args.preset}", args, left) and done
+    return 0 if done else AGAIN
+
+
+if __name__ == "__main__":
+    sys.exit(run_all(parse()))

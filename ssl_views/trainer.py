@@ -229,6 +229,11 @@ class SSLViewsTrainer(PublishingTrainer):
             logs.update(images_seen=images, train_seconds=round(self._clock.seconds, 3))
         super().log(logs, start_time)
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save, see `ResumableTrainer`; its time is no time of training."""
+        with self._clock.paused():
+            super()._save_checkpoint(*args, **kwargs)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, see `transformers.Trainer.evaluate`; its time is no time of training."""
         with self._clock.paused():

@@ -148,11 +148,11 @@ class ModelArguments:
 
 def parse_weight(text: str, projector_dim: int) -> Weight:
     """Return "auto" or a number; "4/D" is 4 over the projector's width."""
-    number, over_dim, rest = str(text).partition("/D")
+    number = str(text).removesuffix("/D")
     try:
         if text == "auto":
             return "auto"
-        return float(number + rest) / (projector_dim if over_dim else 1)
+        return float(number) / (projector_dim if number != str(text) else 1)
     except ValueError as error:
         raise ValueError(
             "orthogonality_weight must be a number, a number over D such as '4/D', or 'auto'; got "

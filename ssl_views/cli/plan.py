@@ -54,8 +54,10 @@ def run(argv: list[str]) -> None:
         )
     place = Path(words.study)
     study = _read_study(place)
+    keys = study.get("keys")
+    results = [r for r in read_results(place) if keys is None or r.key in keys]
     plan = plan_budget(
-        read_results(place),
+        results,
         arguments.budget_minutes * _MINUTE,
         metric=arguments.metric or study.get("metric", "knn"),
         every_point_counts=bool(study.get("every_point_counts", False)),

@@ -72,7 +72,8 @@ def run(argv: list[str]) -> None:
             allow_remote_images=source.allow_remote_images,
         )
         train = take_fraction(rows, source.fraction, args.seed)
-        labelled = rows if watch.probe_split is None else _labelled(source, watch.probe_split)
+        same = watch.probe_split in (None, source.split)
+        labelled = rows if same else _labelled(source, str(watch.probe_split))
         extraction = Extraction(num_threads=max(1, args.view_threads), limits=limits)
         compared = BeforeAndAfter(labelled, test, extraction) if watch.before_and_after else None
         watched = choose_watched(labelled, test, watch, args)

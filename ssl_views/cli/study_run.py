@@ -4,11 +4,15 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from ssl_views.cli import main
+from ssl_views.cli.arguments import LabelledDataArguments
 from ssl_views.evaluation.history import RunHistory
 from ssl_views.sweep.locks import locked
 from ssl_views.sweep.runner import EVALUATE, PRETRAIN
@@ -21,16 +25,28 @@ def run(folder: Path) -> int:
     with locked(folder / ".lock", what="run", wait_seconds=_WAIT_SECONDS):
         code = 0 if _is_trained(folder) else main(["pretrain", str(folder / PRETRAIN)])
         if code == 0 and (folder / EVALUATE).is_file():
-            data = yaml.safe_load((folder / PRETRAIN).read_text(encoding="utf-8"))
-            words = ["--dataset", str(data["dataset"])]
+            words = _same_images(_flags(folder / PRETRAIN), _flags(folder / EVALUATE))
             code = main(["evaluate", str(folder / EVALUATE), str(folder), *words])
     return code
 
 
+def _flags(path: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+
+
+def _same_images(trained: Mapping[str, Any], evaluated: Mapping[str, Any]) -> list[str]:
+    """Return the flags on images that the evaluation does not set itself."""
+    names = [f.name for f in fields(LabelledDataArguments) if f.name not in evaluated]
+    return [word for n in names if n in trained for word in (f"--{n}", str(trained[n]))]
+
+
 def _is_trained(folder: Path) -> bool:
-    if not (folder / "trainer_state.json").is_file():
+    if not (folder / "model.safetensors").is_file():
         return False
-    return (folder / "model.safetensors").is_file() and RunHistory.read(folder).finished
+    try:
+        return RunHistory.read(folder).finished
+    except ValueError:  # a file was cut short by a kill: its checkpoints are whole
+        return False
 
 
 def _end_with_parent() -> None:

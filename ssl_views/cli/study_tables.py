@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from ssl_views.evaluation.intervals import Interval
 from ssl_views.evaluation.run_comparison import is_accuracy, title_of
-from ssl_views.sweep.analysis import GroupResult, StudyResult, TimeTo
+from ssl_views.sweep.analysis import StudyResult, TimeTo
 
 _MINUTE = 60
+_PROBE = "linear_probe"
 
 
 def study_tables(result: StudyResult) -> list[str]:
@@ -23,9 +24,13 @@ def reached_table(result: StudyResult) -> list[str]:
     """Return the table of what runs reached."""
     at_equal = result.equal_seconds is not None
     title = title_of(result.metric)
-    header = ["setting", "runs", f"{title} at the end", "minutes", "epochs", "images", "frontier"]
+    header = ["setting", "runs", f"{title} at the end", "minutes", "epochs", "images seen"]
+    header += ["distinct images", "frontier"]
+    probed = all(_PROBE in group.evaluation for group in result.groups)
+    if probed:
+        header.append("linear probe, test split")
     if at_equal:
-        header[3:3] = [f"{title} at equal time", "less reference", "at equal epochs"]
+        header[3:3] = [f"{title} at equal time", "minus reference", "at equal epochs"]
     rows = []
     for group in result.groups:
         failed = f" ({group.num_failed} failed)" if group.num_failed else ""
@@ -35,9 +40,12 @@ def reached_table(result: StudyResult) -> list[str]:
             value(group.last, result.metric),
             f"{group.seconds / _MINUTE:.2f}",
             f"{group.epochs:.3g}",
+            f"{group.images_seen:,.0f}",
             "-" if group.num_images is None else f"{group.num_images:,.0f}",
             "yes" if group.on_frontier else "",
         ]
+        if probed:
+            cells.append(value(group.evaluation[_PROBE], _PROBE))
         if at_equal:
             cells[3:3] = [
                 value(group.at_equal_seconds, result.metric),
@@ -49,25 +57,25 @@ def reached_table(result: StudyResult) -> list[str]:
 
 
 def _meaning(result: StudyResult) -> list[str]:
-    text = "Mean ± half of the 95 % interval over seeds; minutes are of training alone."
+    text = (
+        "Mean ± half of the 95 % interval over seeds; minutes are of training alone. Minutes to a "
+        "value are those of the mean curve, made to never fall."
+    )
     if result.equal_seconds is not None and result.equal_epochs is not None:
         text += (
             f" Equal time is {result.equal_seconds / _MINUTE:.2f} minutes, equal epochs are "
-            f"{result.equal_epochs:.3g}; differences are of runs with the same seed."
+            f'{result.equal_epochs:.3g}; "minus reference" is at equal time, of runs with the same '
+            "seed."
         )
     return [text]
 
 
 def time_table(result: StudyResult) -> list[str]:
     """Return the table of the time to each target."""
-    first = next(group for group in result.groups if group.time_to)
-    header = ["minutes to", *(_target(time.target, result.metric) for time in first.time_to)]
-    rows = [[group.name, *map(_time, _of(group))] for group in result.groups]
+    targets = result.groups[0].time_to
+    header = ["minutes to", *(_target(time.target, result.metric) for time in targets)]
+    rows = [[group.name, *map(_time, group.time_to)] for group in result.groups]
     return _markdown(header, rows)
-
-
-def _of(group: GroupResult) -> Sequence[TimeTo]:
-    return group.time_to
 
 
 def _target(target: float, metric: str) -> str:
@@ -76,11 +84,10 @@ def _target(target: float, metric: str) -> str:
 
 def _time(time: TimeTo) -> str:
     if time.seconds is None:
-        return "not reached" if not time.num_reached else f"reached by {time.num_reached}"
-    text = f"{time.seconds.mean / _MINUTE:.2f}"
-    if time.times_faster is None:
+        return "not reached"
+    text, faster = f"{time.seconds / _MINUTE:.2f}", time.times_faster
+    if faster is None:
         return text
-    faster = time.times_faster
     spread = "" if faster.low is None else f" ({faster.low:.2f} to {faster.high:.2f})"
     return f"{text}, {faster.mean:.2f} x faster{spread}"
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,12 +16,13 @@ from ssl_views.cli.study_tables import study_tables
 from ssl_views.evaluation.history import write_whole
 from ssl_views.naming import did_you_mean, printable
 from ssl_views.sweep.analysis import StudyResult, analyse
+from ssl_views.sweep.results import RunResult
 from ssl_views.sweep.room import Room
 from ssl_views.sweep.runner import Progress, Sweep
 from ssl_views.sweep.study import Study
 
 SUMMARY, PICTURE = "study.json", "study.png"
-_STOPPED = 75  # as a run that was told to stop
+STOPPED = 75  # as a run that was told to stop
 _HOUR, _MINUTE = 3600, 60
 
 
@@ -65,12 +66,11 @@ def run(argv: list[str]) -> None:
         max_attempts=arguments.max_attempts,
         retry_failed=arguments.retry_failed,
         max_seconds=None if arguments.max_minutes is None else arguments.max_minutes * _MINUTE,
+        on_start=lambda: _write_summary(study, folder),
         on_end=_say_progress,
     )
     where = f"{len(room.devices)} GPUs" if room.devices else f"{room.threads} threads each"
     say(f"{study.name}: {len(study.runs)} runs, {room.jobs} at once, {where}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / SUMMARY, json.dumps(summary_of(study), indent=1) + "\n")
     results = sweep.run()
     if any(result.finished for result in results):
         result = analyse(
@@ -80,11 +80,10 @@ def run(argv: list[str]) -> None:
             targets=study.targets,
             every_point_counts=study.every_point_counts,
         )
-        report(study, result, folder)
-    if not sweep.complete:
-        say(f"\n{len(study.runs) - len(results)} runs are left: the same command goes on with them")
-    if sweep.stopped:
-        raise SystemExit(_STOPPED)
+        report(study, results, result, folder)
+    if sweep.num_left:
+        say(f"\n{sweep.num_left} runs are left: the same command goes on with them")
+        raise SystemExit(STOPPED)
 
 
 def check_flags(study: Study) -> None:
@@ -106,23 +105,26 @@ def check_flags(study: Study) -> None:
             )
 
 
-def report(study: Study, result: StudyResult, folder: Path) -> None:
+def report(study: Study, results: Sequence[RunResult], result: StudyResult, folder: Path) -> None:
     """Print the tables of a study, and write them, the numbers and the picture to its folder."""
     tables = study_tables(result)
     say("\n" + "\n".join(tables))
     write_whole(
         folder / "study.md", "\n".join([f"# {study.name}", "", study.about, "", *tables, ""])
     )
-    write_whole(folder / SUMMARY, json.dumps(summary_of(study, result), indent=1) + "\n")
+    _write_summary(study, folder, result)
     say(f"\nwritten to {printable(str(folder / 'study.md'))} and {SUMMARY}")
     if find_spec("matplotlib") is None:
         say('no picture: it needs matplotlib, pip install "ssl-views[plots]"')
         return
     from ssl_views.sweep.pictures import draw_study
-    from ssl_views.sweep.results import read_results
 
-    (folder / PICTURE).write_bytes(draw_study(read_results(folder), result))
+    (folder / PICTURE).write_bytes(draw_study(results, result))
     say(f"written to {printable(str(folder / PICTURE))}")
+
+
+def _write_summary(study: Study, folder: Path, result: StudyResult | None = None) -> None:
+    write_whole(folder / SUMMARY, json.dumps(summary_of(study, result), indent=1) + "\n")
 
 
 def summary_of(study: Study, result: StudyResult | None = None) -> Mapping[str, Any]:
@@ -134,6 +136,7 @@ def summary_of(study: Study, result: StudyResult | None = None) -> Mapping[str, 
         "reference": dict(study.reference),
         "targets": list(study.targets),
         "every_point_counts": study.every_point_counts,
+        "keys": [run.key for run in study.runs],
         "result": None if result is None else result.as_dict(),
     }
 

@@ -1,7 +1,6 @@
 """What the runs of a study say: accuracy at equal cost, cost of equal accuracy, the frontier."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
@@ -13,28 +12,27 @@ from ssl_views.sweep.curves import (
     IMAGES,
     SECONDS,
     Curves,
+    difference,
     frontier_of,
     group_results,
+    times_faster,
 )
 from ssl_views.sweep.results import RunResult
-from ssl_views.sweep.study import SEED, group_name
+from ssl_views.sweep.study import SEED
 
 
 @dataclass(frozen=True)
 class TimeTo:
-    """Seconds of training until a curve reaches a target, over the runs of a group.
+    """Seconds of training until a group reaches a target, see `times_faster`.
 
     Attributes:
         target: of the metric.
-        num_reached: runs that reach it.
-        seconds: mean over the runs; None unless all reach it.
-        times_faster: geometric mean of the reference's time over this group's, of runs with the
-            same seed; None where one of the two does not reach it.
+        seconds: of the smooth mean; None if it does not reach it.
+        times_faster: than the reference; None for the reference itself.
     """
 
     target: float
-    num_reached: int
-    seconds: Interval | None
+    seconds: float | None
     times_faster: Interval | None
 
 
@@ -85,7 +83,8 @@ class StudyResult:
 
     Attributes:
         metric: that runs are compared by.
-        reference: name of the group that the others are compared with.
+        reference: name of the group that the others are compared with; None while it has no
+            finished run.
         equal_seconds: at which groups are compared; None where a point of a curve is not what a
             shorter run would have reached.
         equal_epochs: the same in epochs.
@@ -94,7 +93,7 @@ class StudyResult:
     """
 
     metric: str
-    reference: str
+    reference: str | None
     equal_seconds: float | None
     equal_epochs: float | None
     groups: tuple[GroupResult, ...]
@@ -117,8 +116,8 @@ def analyse(
 
     Times are of training alone, without evaluations; they are comparable on the same hardware with
     the same number of runs at once. Between evaluations curves are linear. The first target is what
-    the reference ends with, in the mean of its runs, and the reference's time to it is all of its
-    time.
+    the smooth mean of the reference ends with. Without a finished run of the reference nothing is
+    compared with it.
 
     Args:
         results: of one study.
@@ -128,7 +127,7 @@ def analyse(
         every_point_counts: see `Study`.
 
     Raises:
-        ValueError: if no run has finished, or none has the metric or the reference's settings.
+        ValueError: if no run has finished, or one has not evaluated the metric.
     """
     finished = [result for result in results if result.finished]
     if not finished:
@@ -143,32 +142,24 @@ def analyse(
                 f"not.{did_you_mean(metric, known)} It has {', '.join(known) or 'nothing'}."
             )
     groups = group_results(results)
-    base = next((g for g in groups if _has(g[0], reference or {}) and _finished(g)), None)
-    if base is None:
-        raise ValueError(
-            "the reference must be settings of a run that has finished; got "
-            f"{dict(reference or {})}. Correct it, or leave it out for the first."
-        )
-    base = _finished(base)
+    base = next((g for g in groups if _has(g[0], reference or {})), [])
+    compared = Curves(_finished(base), metric) if _finished(base) else None
     curves = [Curves(_finished(group), metric) for group in groups if _finished(group)]
     equal = {
         axis: min(c.end(axis) for c in curves) if every_point_counts else None
         for axis in (SECONDS, EPOCHS)
     }
-    wanted = [fmean(run.curve[metric][-1] for run in base), *targets]
+    ends = [compared.smooth()[1][-1]] if compared else []
     frontier = frontier_of(curves, every_point_counts)
-    compared = Curves(base, metric)
     summaries = []
     for group in groups:
         if runs := _finished(group):
             own = Curves(runs, metric)
             summaries.append(
-                _summary(
-                    group, own, compared, equal, wanted, group_name(runs[0].settings) in frontier
-                )
+                _summary(group, own, compared, equal, [*ends, *targets], own.name in frontier)
             )
     failed = {r.name: (r.error.strip() or "?").splitlines()[-1] for r in results if not r.finished}
-    name = group_name(base[0].settings)
+    name = compared.name if compared else None
     return StudyResult(metric, name, equal[SECONDS], equal[EPOCHS], tuple(summaries), failed)
 
 
@@ -183,7 +174,7 @@ def _has(result: RunResult, settings: Mapping[str, Any]) -> bool:
 def _summary(
     group: Sequence[RunResult],
     own: Curves,
-    reference: Curves,
+    reference: Curves | None,
     equal: Mapping[str, float | None],
     targets: Sequence[float],
     on_frontier: bool,
@@ -195,13 +186,16 @@ def _summary(
 
     def at(axis: str) -> tuple[Interval | None, Interval | None]:
         place = equal[axis]
-        values = {} if place is None else own.at(axis, place)
-        against = {} if place is None or own.name == reference.name else reference.at(axis, place)
-        shared = [values[seed] - against[seed] for seed in values if seed in against]
-        return _interval(list(values.values())), _interval(shared)
+        if place is None:
+            return None, None
+        values = list(own.at(axis, place).values())
+        found = interval_of_mean(values) if values else None
+        if reference is None or own.name == reference.name:
+            return found, None
+        return found, difference(own, reference, axis, place)
 
-    at_seconds, difference = at(SECONDS)
-    at_epochs, difference_at_epochs = at(EPOCHS)
+    at_seconds, less_reference = at(SECONDS)
+    at_epochs, less_reference_at_epochs = at(EPOCHS)
     counts = [run.num_images for run in runs if run.num_images is not None]
     return GroupResult(
         name=own.name,
@@ -215,13 +209,10 @@ def _summary(
         num_images=fmean(counts) if len(counts) == len(runs) else None,
         at_equal_seconds=at_seconds,
         at_equal_epochs=at_epochs,
-        difference=difference,
-        difference_at_equal_epochs=difference_at_epochs,
+        difference=less_reference,
+        difference_at_equal_epochs=less_reference_at_epochs,
         on_frontier=on_frontier,
-        time_to=tuple(
-            _time_to(target, own, reference, to_its_end=number == 0)
-            for number, target in enumerate(targets)
-        ),
+        time_to=tuple(_time_to(target, own, reference) for target in targets),
         evaluation={
             name: interval_of_mean([run.evaluation[name] for run in runs])
             for name in runs[0].evaluation
@@ -230,31 +221,7 @@ def _summary(
     )
 
 
-def _time_to(target: float, own: Curves, reference: Curves, *, to_its_end: bool) -> TimeTo:
-    ends = {run.settings.get(SEED): run.curve[SECONDS][-1] for run in reference.runs}
-    against = ends if to_its_end else reference.seconds_to(target)
-    itself = own.name == reference.name
-    times = against if itself else own.seconds_to(target)
-    all_reach = len(times) == len(own.runs)
-    compared = not itself and all_reach and len(against) == len(reference.runs)
-    ratios = [against[seed] / times[seed] for seed in times if seed in against]
-    return TimeTo(
-        target=target,
-        num_reached=len(times),
-        seconds=_interval(list(times.values())) if all_reach else None,
-        times_faster=_interval(ratios, math.log, math.exp) if compared else None,
-    )
-
-
-def _interval(
-    values: Sequence[float],
-    scale: Callable[[float], float] = float,
-    back: Callable[[float], float] = float,
-) -> Interval | None:
-    """Return the interval of a mean on a scale; None without values."""
-    if not values:
-        return None
-    found = interval_of_mean([scale(value) for value in values])
-    ends = (found.mean, found.low, found.high)
-    mean, low, high = (None if end is None else back(end) for end in ends)
-    return None if mean is None else Interval(mean, low, high, found.n)
+def _time_to(target: float, own: Curves, reference: Curves | None) -> TimeTo:
+    compared = reference is not None and own.name != reference.name
+    faster = times_faster(own, reference, target) if compared and reference else None
+    return TimeTo(target, own.seconds_to(target), faster)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_views.sweep.curves import SECONDS
+from ssl_views.sweep.curves import SECONDS, TOLERANCE
 from ssl_views.sweep.results import RunResult
 from ssl_views.sweep.study import group_name
 
 Array = NDArray[np.float64]
 
 _STEP = "step"
-_TOLERANCE = 0.02  # a curve that ends this share earlier still has its last value there
 MIN_POINTS = 4  # evaluations, at least, that a law is fitted to
 _DELAYS = np.array([0.0, 0.1, 0.3, 1.0, 3.0])  # of the last time
 _EXPONENTS = np.geomspace(0.05, 8.0, 24)
@@ -148,7 +147,7 @@ class GroupCurve:
 
     def reaches(self, seconds: float) -> bool:
         """Return whether the curve comes so far."""
-        return bool(seconds <= self.times[-1] * (1 + _TOLERANCE))
+        return bool(seconds <= self.times[-1] * (1 + TOLERANCE))
 
     def fit(self) -> PowerLaws:
         """Return the laws that the mean may follow."""
@@ -160,7 +159,7 @@ class GroupCurve:
             return "its runs share no evaluation during training"
         if every_point_counts and budget < self.times[0]:
             return f"its first evaluation comes after {self.times[0]:.0f} seconds"
-        if not every_point_counts and not budget * (1 + _TOLERANCE) >= self.times[-1]:
+        if not every_point_counts and not budget * (1 + TOLERANCE) >= self.times[-1]:
             return f"it takes {self.times[-1]:.0f} seconds"
         if every_point_counts and not self.reaches(budget) and len(self.times) < MIN_POINTS:
             return f"it ends before the budget, and has fewer than {MIN_POINTS} evaluations"
@@ -169,7 +168,7 @@ class GroupCurve:
     def draw(self, times: Array, num_draws: int, generator: np.random.Generator) -> Array:
         """Draw metrics at times (T,), seeds left out: (num_draws, T)."""
         drawn = np.tile(np.interp(times, self.times, self.mean), (num_draws, 1))
-        later = times > self.times[-1] * (1 + _TOLERANCE)
+        later = times > self.times[-1] * (1 + TOLERANCE)
         if later.any():
             drawn[:, later] = 1 - self.fit().draw(times[later], num_draws, generator)
         return drawn
@@ -202,5 +201,5 @@ def _points(run: RunResult, metric: str) -> dict[float, tuple[float, float]]:
     return {
         step: (seconds, value)
         for step, seconds, value in zip(*columns, strict=False)
-        if seconds > 0 and math.isfinite(seconds) and math.isfinite(value)
+        if value is not None and seconds > 0 and math.isfinite(seconds) and math.isfinite(value)
     }

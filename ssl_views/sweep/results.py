@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_views.evaluation.history import RunHistory
+from ssl_views.naming import did_you_mean
 
 RESULTS = "results.jsonl"
 FINISHED, FAILED = "finished", "failed"
@@ -25,11 +26,11 @@ class RunResult:
         settings: flags that vary in the study.
         status: "finished" or "failed".
         error: the last lines that a failed run wrote.
-        seconds: wall clock of the processes that the run took, all attempts together.
+        seconds: wall clock of the last process that the run took.
         attempts: processes that were started for it.
         num_images: distinct training images; None where that is not known.
         curve: columns of equal length: "step", "epoch", "images_seen", "train_seconds", and the
-            metrics of evaluations during training, without "eval_".
+            metrics of evaluations during training, without "eval_"; None where one has no value.
         evaluation: numbers of `ssl-views evaluate`.
         hardware: what it was computed on.
     """
@@ -42,7 +43,7 @@ class RunResult:
     seconds: float = 0.0
     attempts: int = 1
     num_images: int | None = None
-    curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    curve: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     evaluation: Mapping[str, float] = field(default_factory=dict)
     hardware: Mapping[str, Any] = field(default_factory=dict)
 
@@ -105,44 +106,46 @@ def _end_of_whole_lines(path: Path) -> int:
     return path.read_bytes().rfind(b"\n") + 1
 
 
-def collect(folder: Path, **known: Any) -> RunResult:
-    """Return the result of a finished run from its folder.
+def collect(folder: Path, metric: str, **known: Any) -> RunResult:
+    """Return the result of a finished run from its folder; failed if it lacks the metric.
 
     Args:
         folder: of the run.
+        metric: that runs of the study are compared by.
         known: the fields that the folder does not tell.
     """
     history = RunHistory.read(folder)
     data = (history.record or {}).get("data") or {}
     numbers = history.evaluation or {}
+    logged = [name.removeprefix("eval_") for name in history.names if name.startswith("eval_")]
+    lacking = (
+        f"runs are compared by {metric!r}, which this one has not evaluated during training."
+        f"{did_you_mean(metric, logged)} It has {', '.join(logged) or 'nothing: set eval_steps'}."
+    )
     return RunResult(
         **known,
-        status=FINISHED,
+        status=FINISHED if metric in logged else FAILED,
+        error="" if metric in logged else lacking,
         num_images=data.get("images"),
-        curve=_curve(history),
+        curve=_curve(history, metric) if metric in logged else {},
         evaluation={k: _round(v) for k, v in numbers.items() if isinstance(v, int | float)},
         hardware=history.hardware or {},
     )
 
 
-def _curve(history: RunHistory) -> dict[str, list[float]]:
-    """Return what evaluations during training found, at the steps that all metrics have."""
-    names = [name for name in history.names if name.startswith("eval_")]
-    series = {name: history.series(name) for name in names}
-    shared = set.intersection(*(set(s.steps) for s in series.values())) if series else set()
-    if not shared:
-        return {}
-    places = {step: place for place, step in enumerate(series[names[0]].steps)}
-    steps = sorted(shared)
-    first = series[names[0]]
-    columns = (first.steps, first.epochs, first.images_seen, first.seconds)
-    curve = {
-        axis: [_round(column[places[step]]) for step in steps]
+def _curve(history: RunHistory, metric: str) -> dict[str, list[Any]]:
+    """Return what evaluations found, at the steps of a metric; None where others have no value."""
+    main = history.series(f"eval_{metric}")
+    columns = (main.steps, main.epochs, main.images_seen, main.seconds)
+    curve: dict[str, list[Any]] = {
+        axis: [_round(value) for value in column]
         for axis, column in zip(_AXES, columns, strict=True)
     }
-    for name, values in series.items():
-        by_step = dict(zip(values.steps, values.values, strict=True))
-        curve[name.removeprefix("eval_")] = [_round(by_step[step]) for step in steps]
+    for name in history.names:
+        if name.startswith("eval_"):
+            series = history.series(name)
+            by_step = dict(zip(series.steps, map(_round, series.values), strict=True))
+            curve[name.removeprefix("eval_")] = [by_step.get(step) for step in main.steps]
     return curve
 
 

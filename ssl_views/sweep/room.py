@@ -1,9 +1,9 @@
 """How many runs at once, and on which devices."""
 
 import os
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import psutil
 import torch
@@ -51,8 +51,8 @@ class Room:
         slot = next((slot for slot in range(self.jobs) if slot not in taken), None)
         if slot is None or not taken or self.devices:
             return slot
-        used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        return slot if psutil.virtual_memory().available > max(used, _FIRST_GUESS) else None
+        available = psutil.virtual_memory().available
+        return slot if available > max(_largest_child(), _FIRST_GUESS) else None
 
     def environment(self, slot: int) -> dict[str, str]:
         """Return the environment variables of a run in a place."""
@@ -60,6 +60,15 @@ class Room:
         if self.devices:
             variables["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
         return variables
+
+
+def _largest_child() -> int:
+    """Return the most bytes that a process of a run has used, of those that have ended."""
+    if find_spec("resource") is None:  # Windows
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 def _usable_cores() -> int:

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +17,14 @@ import yaml
 from ssl_views.checkpoints import checkpoints_by_step
 from ssl_views.naming import printable
 from ssl_views.sweep.locks import locked
-from ssl_views.sweep.results import FAILED, RunResult, append_result, collect, read_results
+from ssl_views.sweep.results import (
+    FAILED,
+    RESULTS,
+    RunResult,
+    append_result,
+    collect,
+    read_results,
+)
 from ssl_views.sweep.room import Room
 from ssl_views.sweep.study import Study, StudyRun
 
@@ -72,6 +79,7 @@ class Sweep:
             refused is not repeated.
         retry_failed: give runs that have failed in earlier sweeps their attempts again.
         max_seconds: stop after so long, with a checkpoint of each run in flight.
+        on_start: called when no other sweep works in the folder.
         on_end: called when a run has ended.
     """
 
@@ -85,6 +93,7 @@ class Sweep:
         max_attempts: int = 2,
         retry_failed: bool = False,
         max_seconds: float | None = None,
+        on_start: Callable[[], None] = lambda: None,
         on_end: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         if max_attempts < 1:
@@ -95,7 +104,7 @@ class Sweep:
             )
         self.study, self.folder, self.command, self.room = study, folder, list(command), room
         self.max_attempts, self.retry_failed = max_attempts, retry_failed
-        self.max_seconds, self.on_end = max_seconds, on_end
+        self.max_seconds, self.on_start, self.on_end = max_seconds, on_start, on_end
         self._children: list[_Child] = []
         self._stopping = False
 
@@ -109,6 +118,7 @@ class Sweep:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", what="sweep"), self._listening():
+            self.on_start()
             try:
                 self._loop()
             finally:
@@ -116,15 +126,13 @@ class Sweep:
         return self.results()
 
     @property
-    def complete(self) -> bool:
-        """Whether no run of the study is left."""
-        return not self._left()
+    def num_left(self) -> int:
+        """How many runs of the study are left."""
+        return len(self._left())
 
     def results(self) -> list[RunResult]:
         """Return the results of the study's runs so far, in its order."""
-        stored = self.folder / "results.jsonl"
-        found = {result.key: result for result in read_results(stored)} if stored.exists() else {}
-        return [found[run.key] for run in self.study.runs if run.key in found]
+        return results_of(self.study, self.folder)
 
     def _left(self) -> list[tuple[StudyRun, int]]:
         """Return the runs that are left, and how many attempts were made."""
@@ -179,7 +187,9 @@ class Sweep:
         return [child.slot for child in self._children]
 
     def _folder_of(self, run: StudyRun) -> Path:
-        return self.folder / RUNS / run.name
+        """Return the folder of a run; its name may be of a time when the study varied less."""
+        named = (self.folder / RUNS).glob(f"*{run.key}")
+        return next(named, self.folder / RUNS / run.name)
 
     def _start(self, run: StudyRun, attempts: int, slot: int) -> _Child:
         folder = self._folder_of(run)
@@ -212,7 +222,7 @@ class Sweep:
             "attempts": self.max_attempts if code == _WRONG_INPUT else child.attempt,
         }
         if code == 0:
-            return collect(self._folder_of(child.run), **known)
+            return collect(self._folder_of(child.run), self.study.metric, **known)
         log = (self._folder_of(child.run) / LOG).read_text(encoding="utf-8", errors="replace")
         lines = [printable(line) for line in log.splitlines()[-_ERROR_LINES:]]
         error = "\n".join(lines)[-_ERROR_LENGTH:] or f"it ended with exit code {code}"
@@ -255,6 +265,17 @@ class Sweep:
     def stopped(self) -> bool:
         """Whether a signal has ended it."""
         return self._stopping
+
+
+def results_of(study: Study, folder: Path) -> list[RunResult]:
+    """Return the results of a study's runs so far, in its order and by its settings."""
+    stored = folder / RESULTS
+    found = {result.key: result for result in read_results(stored)} if stored.exists() else {}
+    return [
+        replace(found[run.key], settings=dict(run.settings), name=run.name)
+        for run in study.runs
+        if run.key in found
+    ]
 
 
 def _write_flags(path: Path, flags: dict[str, Any]) -> None:

@@ -84,7 +84,12 @@ class Study:
                 f"a study is a YAML file; there is no file {str(path)!r}. There are some "
                 "in examples/studies."
             )
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"a study must be YAML; {path} is not: {error}. Indent lists and keys evenly."
+            ) from error
         _check_keys(path, content)
         base = {**(content.get("base") or {}), **(overrides or {})}
         grids = content["grid"] if isinstance(content["grid"], list) else [content["grid"]]
@@ -95,8 +100,8 @@ class Study:
         reference = content.get("reference") or {}
         if reference and not any(_agrees(run, reference) for run in runs):
             raise ValueError(
-                f"the reference of {path} must be settings of its grid; got {reference}, which no "
-                "run has. Correct it, or leave it out for the first."
+                f"the reference of {path} must be settings that vary in its grid; got {reference}, "
+                "which no run has. Correct it, or leave it out for the first."
             )
         evaluate = content.get("evaluate") or None
         return cls(
@@ -106,7 +111,7 @@ class Study:
             evaluate={} if evaluate is True else evaluate,
             metric=content.get("metric", "knn"),
             reference=reference,
-            targets=tuple(content.get("targets") or ()),
+            targets=_check_targets(path, content.get("targets") or []),
             every_point_counts=all(_is_constant(run.flags) for run in runs),
         )
 
@@ -119,7 +124,7 @@ def _is_constant(flags: Mapping[str, Any]) -> bool:
 
 
 def _agrees(run: StudyRun, settings: Mapping[str, Any]) -> bool:
-    return all(run.flags.get(name) == value for name, value in settings.items())
+    return all(run.settings.get(name) == value for name, value in settings.items())
 
 
 def _check_keys(path: Path, content: Any) -> None:
@@ -135,6 +140,14 @@ def _check_keys(path: Path, content: Any) -> None:
                 f"{path} has an unknown key {key!r}.{did_you_mean(str(key), known)} Keys are "
                 f"{', '.join(known)}; flags of all runs stand under base."
             )
+
+
+def _check_targets(path: Path, targets: Any) -> tuple[float, ...]:
+    if not isinstance(targets, list) or not all(isinstance(t, int | float) for t in targets):
+        raise ValueError(
+            f"the targets of {path} must be a list of numbers; got {targets!r}. [0.8] is one."
+        )
+    return tuple(targets)
 
 
 def _check_grid(path: Path, grid: Any) -> None:
@@ -164,10 +177,10 @@ def _runs(
         lists = [values if isinstance(values, list) else [values] for values in grid.values()]
         for values in product(*lists):
             chosen = dict(zip(grid, values, strict=True))
-            flags = {**base, **chosen}
-            flags["dataset"] = _place(flags.get("dataset", "digits"))
+            flags = {"dataset": "digits", **base, **chosen}
+            key = _key(flags)  # of all places of the images: they are the same images
+            flags["dataset"] = _place(flags["dataset"])
             settings = {name: flags[name] for name in varying if name in flags}
-            key = _key(flags)
             if key in runs:
                 raise ValueError(
                     f"every run of {path} must come once; {settings} comes twice. Leave it out of "
@@ -179,7 +192,8 @@ def _runs(
 
 def _seed_order(run: StudyRun, grids: Sequence[Mapping[str, list[Any]]]) -> int:
     """Return the place of a run's seed, so that a sweep that is cut short has whole grids."""
-    seeds = list(dict.fromkeys(seed for grid in grids for seed in grid.get(SEED, [])))
+    lists = [grid[SEED] for grid in grids if isinstance(grid.get(SEED), list)]
+    seeds = list(dict.fromkeys(seed for values in lists for seed in values))
     return seeds.index(run.settings[SEED]) if run.settings.get(SEED) in seeds else 0
 
 
@@ -191,10 +205,8 @@ def _place(dataset: Any) -> Any:
 
 
 def _key(flags: Mapping[str, Any]) -> str:
-    """Hash what makes a run; where its images lie does not."""
-    content = {name: value for name, value in flags.items() if name != "dataset"}
-    content["dataset"] = Path(str(flags["dataset"])).name
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
+    content = json.dumps(flags, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:_KEY_LENGTH]
 
 
 def _name(settings: Mapping[str, Any], key: str) -> str:

@@ -1,0 +1,131 @@
+"""Claims are looked for where the studies have them, and verdicts follow their rule."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ssl_views.sweep.results import RunResult
+from ssl_views.sweep.study import Study
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module("reproduction_tables")
+    sys.modules.pop("reproduction_tables")
+
+
+def runs_of(study, value=lambda run: 0.4):
+    """Results of all runs of a study, whose curves rise to a value."""
+    found = []
+    for run in study.runs:
+        last = value(run)
+        curve = {
+            "step": [0, 1, 2, 3], "epoch": [0.0, 1.0, 2.0, 3.0], "images_seen": [0, 1, 2, 3],
+            "train_seconds": [0.0, 10.0, 20.0, 30.0], "knn": [0.1, last - 0.1, last - 0.05, last],
+        }  # fmt: skip
+        settings = dict(run.settings)
+        found.append(RunResult(run.key, run.name, settings, "finished", curve=curve))
+    return found
+
+
+def evidence(tables, preset, value=lambda run: 0.4):
+    found = tables.Evidence(preset)
+    for name in ("num_views", "projector_dim", "fraction", "reference_formula"):
+        path = ROOT / "examples" / "studies" / f"{name}_{preset}.yaml"
+        found.studies[name] = runs_of(Study.read(path, {"dataset": "digits"}), value)
+    return found
+
+
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_every_group_of_a_claim_is_one_of_a_study(tables, preset):
+    found = evidence(tables, preset)
+    groups = [
+        *(group for loss in tables.NAMES for group in tables.projector_groups(found, loss)),
+        *tables.view_groups(found).values(),
+        *tables.fraction_groups(found).values(),
+        *(group for pair in tables.formula_groups(found).values() for group in pair),
+    ]
+    assert all(group is not None and len(group.runs) == 3 for group in groups)
+    assert len({group.name for group in groups}) > len(groups) / 2
+
+
+def test_verdicts(tables):
+    def verdict(gains, bound):
+        rng = np.random.default_rng(0)
+        value = {seed: 0.4 + 0.001 * rng.normal() for seed in range(3)}
+
+        def rise(run):
+            gain = gains[run.flags["seed"]] if run.flags["num_views"] == 4 else 0.0
+            return value[run.flags["seed"]] + gain
+
+        groups = tables.view_groups(evidence(tables, "cpu", rise))
+        return tables._difference(groups[64, 4], groups[64, 2], "epoch", bound)
+
+    assert verdict([0.02, 0.021, 0.019], 0) == ("+2.0 ± 0.2 points", "holds")
+    assert verdict([0.02, 0.03, -0.02], 0)[1] == "holds weaker"
+    assert verdict([-0.02, -0.03, 0.02], 0)[1] == "does not hold here"
+    assert verdict([-0.002, -0.003, -0.0025], -0.01)[1] == "holds"
+    assert tables._difference(None, None, "epoch", 0) == ("-", "not run yet")
+
+
+def test_shares_of_time(tables):
+    def share(gain, bound):
+        def rise(run):
+            return 0.4 + 0.001 * run.flags["seed"] + (gain if run.flags["num_views"] == 4 else 0)
+
+        groups = tables.view_groups(evidence(tables, "cpu", rise))
+        return tables._share_of_time(groups[64, 4], groups[64, 2], bound)
+
+    # Four views rise by 0.05 in the last 10 of 30 seconds, and are 0.05 above: 20 of 30 seconds.
+    assert share(0.05, 0.7) == ("67 % (67 to 67) of the time", "holds")
+    assert share(0.05, 0.6) == ("67 % (67 to 67) of the time", "does not hold here")
+    assert share(-0.05, 0.7) == ("its mean does not reach it", "does not hold here")
+
+
+def test_a_stored_study_becomes_a_table(tables, tmp_path, monkeypatch):
+    studies = importlib.import_module("studies")
+    study = Study.read(ROOT / "examples" / "studies" / "num_views_cpu.yaml", {"dataset": "digits"})
+    monkeypatch.setattr(studies, "baseline", lambda flags: 0.35)
+    monkeypatch.setattr(studies, "results_of", lambda study, folder: runs_of(study)[:4])
+    args = SimpleNamespace(
+        dataset="digits", dataset_name="the data", jobs=2, results_dir=tmp_path, work_dir=tmp_path
+    )
+    for _ in range(2):  # what it took is added up
+        studies.store("num_views_cpu", args, tmp_path, seconds=60.0)
+    stored = json.loads((tmp_path / "study_num_views_cpu.json").read_text())
+    assert stored["seconds"] == 120
+    assert len(stored["keys"]) == len(study.runs) == 12
+    text = "\n".join(tables.study(stored))
+    assert "| projector_dim 1024, num_views 2 (reference) | 1 " in text
+    assert "Untrained backbones reach 10.0 %, raw pixels 35.0 %. the data; 4 of 12 runs" in text
+
+
+def test_studies_end_with_75_while_runs_are_left(tables, tmp_path, monkeypatch):
+    studies = importlib.import_module("studies")
+    codes, stored = {"num_views_cpu": 75, "fraction_cpu": 0}, []
+
+    def main(words):
+        code = codes[Path(words[1]).stem]
+        if code:
+            raise SystemExit(code)
+        return 0
+
+    monkeypatch.setattr(studies, "main", main)
+    monkeypatch.setattr(studies, "store", lambda name, *rest: stored.append(name))
+    only = ["--only", "num_views", "fraction"]
+    assert studies.run_all(studies.parse(only)) == 75
+    assert stored == ["num_views_cpu", "fraction_cpu"]
+    codes["num_views_cpu"] = 0
+    assert studies.run_all(studies.parse(only)) == 0
+    assert studies.run_all(studies.parse([*only, "--minutes", "-1"])) == 75
+    codes["num_views_cpu"] = 2
+    with pytest.raises(SystemExit, match="2"):
+        studies.run_all(studies.parse(only))
