@@ -309,7 +309,9 @@ class TestSweep:
         assert sweep.num_left == 0
         sweep.run()
         assert len(starts["broken"].read_text().split()) == 2
-        Sweep(study, tmp_path / "out", child, room=ROOM, retry_failed=True).run()
+        again = Sweep(study, tmp_path / "out", child, room=ROOM, retry_failed=True)
+        again.run()
+        assert again.num_left == 0
         assert len(starts["broken"].read_text().split()) == 4
         assert len(starts["good"].read_text().split()) == 1
 

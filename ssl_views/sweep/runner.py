@@ -128,13 +128,13 @@ class Sweep:
     @property
     def num_left(self) -> int:
         """How many runs of the study are left."""
-        return len(self._left())
+        return len(self._left(retry_failed=False))
 
     def results(self) -> list[RunResult]:
         """Return the results of the study's runs so far, in its order."""
         return results_of(self.study, self.folder)
 
-    def _left(self) -> list[tuple[StudyRun, int]]:
+    def _left(self, retry_failed: bool) -> list[tuple[StudyRun, int]]:
         """Return the runs that are left, and how many attempts were made."""
         known = {result.key: result for result in self.results()}
         left = []
@@ -142,12 +142,12 @@ class Sweep:
             result = known.get(run.key)
             if result is None:
                 left.append((run, 0))
-            elif not result.finished and (self.retry_failed or result.attempts < self.max_attempts):
-                left.append((run, 0 if self.retry_failed else result.attempts))
+            elif not result.finished and (retry_failed or result.attempts < self.max_attempts):
+                left.append((run, 0 if retry_failed else result.attempts))
         return left
 
     def _loop(self) -> None:
-        waiting = self._left()
+        waiting = self._left(self.retry_failed)
         begun = time.monotonic()
         ended = failed = 0
         spent = 0.0
