@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from ssl_views.evaluation.history import Series
-from ssl_views.evaluation.picture_style import COLORS, MARKERS, new_figure, png_of
+from ssl_views.evaluation.picture_style import line_style, new_figure, png_of
 from ssl_views.evaluation.run_comparison import (
     GroupSummary,
     RunComparison,
@@ -19,7 +19,6 @@ from ssl_views.evaluation.run_comparison import (
     title_of,
 )
 
-_LINES = ("-", "--", "-.", ":")
 _MINUTE, _HOUR = 60, 3600
 _AXES = {"seconds": "training time", "images_seen": "images seen", "epochs": "epochs"}
 _PANEL_HEIGHT, _LINE_HEIGHT = 2.2, 0.18  # inches
@@ -97,7 +96,7 @@ def _draw_panel(panel: Axes, comparison: RunComparison, axis: str) -> None:
 
     ends = []
     for number, (group, parts) in enumerate(zip(comparison.groups, runs, strict=True)):
-        style = _style(number)
+        style = line_style(number)
         if len(parts) > 1 or group.curve is None:
             for part in parts:
                 panel.plot(*scaled(part), linewidth=0.7, alpha=0.6, color=style["color"])
@@ -154,17 +153,6 @@ def _set_limits(panel: Axes, heights: Sequence[float]) -> None:
     panel.margins(x=0.06)
 
 
-def _style(number: int) -> dict[str, Any]:
-    """Return how the lines of a group look; those of the first 28 groups differ."""
-    return {
-        "color": COLORS[number % len(COLORS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": _LINES[number % len(_LINES)],
-        "linewidth": 1.6,
-        "markersize": 5,
-    }
-
-
 def _write_numbers(panel: Axes, ends: Sequence[_End]) -> None:
     """Write the number of each line behind its end; where many end, one above the other."""
     left, right = panel.get_xlim()
@@ -182,7 +170,7 @@ def _write_numbers(panel: Axes, ends: Sequence[_End]) -> None:
         moved = any(height != end.y for height, end in zip(heights, cluster, strict=True))
         for end, height in zip(cluster, heights, strict=True):
             x = max(other.x for other in cluster) if moved else end.x
-            color = _style(end.number)["color"]
+            color = line_style(end.number)["color"]
             panel.annotate(
                 str(end.number + 1),
                 (end.x, end.y),
@@ -216,7 +204,7 @@ def _draw_legend(figure: Figure, comparison: RunComparison) -> None:
     for number, group in enumerate(comparison.groups):
         name = group.group.name
         count = len(group.group.runs)
-        handles.append(Line2D([], [], **_style(number)))
+        handles.append(Line2D([], [], **line_style(number)))
         labels.append(f"{number + 1}  {name}" + (f" ({count} runs)" if count > 1 else ""))
     if comparison.target is not None:
         handles.append(Line2D([], [], **_TARGET_STYLE))

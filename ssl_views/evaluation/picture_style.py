@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -12,6 +13,7 @@ from ssl_views.naming import printable
 # Okabe and Ito's colours, without yellow, which is too light for lines on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+_LINES = ("-", "--", "-.", ":")
 # One hue ordered by lightness: also readable in grey.
 COLOR_MAP = "cividis"
 SMALL_FONT = 9  # points; the least, for phones show a picture at about 0.7 of its size
@@ -25,6 +27,17 @@ def new_figure(height: float = 3.2) -> Figure:
         height: inches.
     """
     return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Return how the line of a group of runs looks; those of the first 28 groups differ."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": _LINES[number % len(_LINES)],
+        "linewidth": 1.6,
+        "markersize": 5,
+    }
 
 
 def png_of(figure: Figure, dpi: int = 150) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ssl_views.evaluation.picture_style import COLORS, MARKERS, new_figure, png_of
+from ssl_views.evaluation.picture_style import line_style, new_figure, png_of
 from ssl_views.evaluation.run_comparison import is_accuracy, title_of
 from ssl_views.sweep.analysis import StudyResult
 from ssl_views.sweep.curves import (
@@ -20,7 +20,6 @@ from ssl_views.sweep.curves import (
 )
 from ssl_views.sweep.results import RunResult
 
-_LINES = ("-", "--", "-.", ":")
 _PANEL_HEIGHT, _LINE_HEIGHT = 2.4, 0.17  # inches
 _FONT = 8  # points
 _MINUTE = 60
@@ -51,12 +50,12 @@ def draw_study(results: Sequence[RunResult], analysed: StudyResult) -> bytes:
     panels = figure.subplots(num_panels, squeeze=False)[:, 0]
     for panel, (axis, (title, unit)) in zip(panels, _AXES.items(), strict=False):
         for number, group in enumerate(curves):
-            _draw_group(panel, group, axis, unit, _style(number))
+            _draw_group(panel, group, axis, unit, line_style(number))
         _finish(panel, title, analysed.metric)
     _draw_frontier(panels[0], curves, analysed)
     if by_images:
         _draw_by_images(panels[-1], analysed)
-    handles = [Line2D([], [], **_style(number)) for number in range(len(curves))]
+    handles = [Line2D([], [], **line_style(number)) for number in range(len(curves))]
     best = {group.name for group in analysed.groups if group.on_frontier}
     labels = [g.name + (" \N{BLACK STAR}" if g.name in best else "") for g in curves]
     legend = figure.legend(
@@ -96,7 +95,7 @@ def _draw_by_images(panel: Axes, analysed: StudyResult) -> None:
             continue
         last = group.last
         half = 0.0 if last.high is None else scale * (last.high - last.mean)
-        style = {k: v for k, v in _style(number).items() if k != "linestyle"}
+        style = {k: v for k, v in line_style(number).items() if k != "linestyle"}
         panel.errorbar(group.num_images, scale * last.mean, half, capsize=2, **style)
     _finish(panel, "distinct images", analysed.metric)
 
@@ -115,13 +114,3 @@ def _draw_group(panel: Axes, group: Curves, axis: str, unit: float, style: dict[
     xs = [fmean(column[0][i] for column in columns) for i in range(shared)]
     ys = [fmean(column[1][i] for column in columns) for i in range(shared)]
     panel.plot(xs, ys, **style)
-
-
-def _style(number: int) -> dict[str, Any]:
-    return {
-        "color": COLORS[number % len(COLORS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": _LINES[number % len(_LINES)],
-        "linewidth": 1.6,
-        "markersize": 4,
-    }
