@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from ssl_views.evaluation.picture_style import line_style, new_figure, png_of
 from ssl_views.evaluation.run_comparison import is_accuracy, title_of
@@ -31,12 +32,13 @@ _AXES = {
 
 
 def draw_study(results: Sequence[RunResult], analysed: StudyResult) -> bytes:
-    """Draw the metric against training time, epochs and images seen, as a PNG file.
+    """Draw the metric against training time and epochs, as a PNG file.
 
     A group has one colour, marker and line style. Thin lines are runs, thick ones their mean. In
     the first panel the grey steps are the Pareto frontier; groups on it have a star in the legend.
-    Where groups differ in their number of distinct images, a last panel shows the end over that
-    number, with 95 % intervals. Horizontal axes are logarithmic.
+    Where groups differ in their number of distinct images, there are panels of the metric against
+    images seen, and of the end against that number, with 95 % intervals. Horizontal axes are
+    logarithmic, and leave out the start.
 
     Args:
         results: of the study.
@@ -45,10 +47,12 @@ def draw_study(results: Sequence[RunResult], analysed: StudyResult) -> bytes:
     groups = [[run for run in group if run.finished] for group in group_results(results)]
     curves = [Curves(group, analysed.metric) for group in groups if group]
     by_images = len({group.num_images for group in analysed.groups}) > 1
-    num_panels = len(_AXES) + by_images
+    axes = [axis for axis in _AXES if by_images or axis != IMAGES]
+    num_panels = len(axes) + by_images
     figure = new_figure(_PANEL_HEIGHT * num_panels + _LINE_HEIGHT * (len(curves) + 1))
     panels = figure.subplots(num_panels, squeeze=False)[:, 0]
-    for panel, (axis, (title, unit)) in zip(panels, _AXES.items(), strict=False):
+    for panel, axis in zip(panels, axes, strict=False):
+        title, unit = _AXES[axis]
         for number, group in enumerate(curves):
             _draw_group(panel, group, axis, unit, line_style(number))
         _finish(panel, title, analysed.metric)
@@ -70,8 +74,9 @@ def _finish(panel: Axes, title: str, metric: str) -> None:
     panel.set_xscale("log")
     panel.set_xlabel(title)
     panel.set_ylabel(title_of(metric) + (", %" if is_accuracy(metric) else ""))
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter("{x:g}")
-    panel.xaxis.set_minor_formatter("")
+    panel.xaxis.set_minor_locator(NullLocator())
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(alpha=0.25, linewidth=0.6, which="both")
 
@@ -82,6 +87,7 @@ def _scale(metric: str) -> int:
 
 def _draw_frontier(panel: Axes, curves: Sequence[Curves], analysed: StudyResult) -> None:
     points = frontier_points(curves, analysed.equal_seconds is not None)
+    points = [point for point in points if point.seconds > 0]
     xs = [point.seconds / _MINUTE for point in points]
     ys = [_scale(analysed.metric) * point.value for point in points]
     xs, ys = [*xs, panel.get_xlim()[1]], [*ys, ys[-1]]
@@ -102,10 +108,15 @@ def _draw_by_images(panel: Axes, analysed: StudyResult) -> None:
 
 def _draw_group(panel: Axes, group: Curves, axis: str, unit: float, style: dict[str, Any]) -> None:
     scale = _scale(group.metric)
-    columns = [
-        ([x / unit for x in run.curve[axis]], [scale * y for y in run.curve[group.metric]])
+    points = [
+        [
+            (x / unit, scale * y)
+            for x, y in zip(run.curve[axis], run.curve[group.metric], strict=True)
+            if x > 0
+        ]
         for run in group.runs
     ]
+    columns = [tuple(zip(*run, strict=True)) or ((), ()) for run in points]
     if len(columns) > 1:
         for xs, ys in columns:
             panel.plot(xs, ys, linewidth=0.6, alpha=0.45, color=style["color"])
