@@ -285,6 +285,7 @@ def test_an_encoder_is_loaded_by_every_route(published, generator):
     torch.testing.assert_close(grey(x[:, :1]), backbone(x[:, :1].expand(-1, 3, -1, -1)))
 
 
+@pytest.mark.slow
 def test_an_encoder_needs_the_import(published):
     """Without it neither library loads the folder; after it both do."""
     script = f"""

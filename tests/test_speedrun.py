@@ -375,6 +375,7 @@ def test_a_killed_command_goes_on(jpegs, tmp_path, killed_by):
     assert without_times(arms("killed")["long"]) == without_times(arms("whole")["long"])
 
 
+@pytest.mark.slow
 def test_nothing_but_the_named_packages_is_needed(jpegs):
     """Neither `datasets` nor simplejpeg, where the images lie in a folder of parquet files."""
     script = f"""

@@ -334,7 +334,9 @@ class TestSweep:
         for steps in (tmp_path / "out").glob("runs/*/all.txt"):
             assert steps.read_text().split() == [str(s) for s in range(10)]  # none twice
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    @pytest.mark.parametrize(
+        "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+    )
     def test_survives_being_killed(self, tmp_path, child, number):
         study = make_study(tmp_path, seconds=0.1)
         program = (
