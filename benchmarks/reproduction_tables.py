@@ -5,7 +5,14 @@ from pathlib import Path
 
 from ssl_views.cli.study_tables import points, study_tables
 from ssl_views.sweep.analysis import analyse
-from ssl_views.sweep.curves import EPOCHS, SECONDS, Curves, difference, times_faster
+from ssl_views.sweep.curves import (
+    EPOCHS,
+    SECONDS,
+    Curves,
+    difference,
+    times_faster,
+    with_steady_times,
+)
 from ssl_views.sweep.results import RunResult
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -93,7 +100,7 @@ class Evidence:
             for run in self.studies.get(name, ())
             if all(run.settings.get(key) == value for key, value in settings.items())
         ]
-        return Curves(runs, "knn") if runs else None
+        return Curves(with_steady_times(runs), "knn") if runs else None
 
 
 def _difference(group, reference, axis, bound):

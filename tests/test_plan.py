@@ -27,7 +27,7 @@ END = 600.0  # seconds, of the simulated runs
 def result(values, seconds, *, seed=0, metric="knn", **settings):
     name = f"{settings}{seed}"
     curve = {
-        "step": list(range(len(seconds))),
+        "step": [round(10 * t) for t in seconds],
         "train_seconds": [float(t) for t in seconds],
         metric: [float(v) for v in values],
     }

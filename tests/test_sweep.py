@@ -24,7 +24,13 @@ from ssl_views.cli.study_tables import study_tables
 from ssl_views.cli.sweep import check_flags
 from ssl_views.data.image_limits import ImageLimits
 from ssl_views.sweep.analysis import analyse
-from ssl_views.sweep.curves import Curves, first_crossing, frontier_of, times_faster
+from ssl_views.sweep.curves import (
+    Curves,
+    first_crossing,
+    frontier_of,
+    times_faster,
+    with_steady_times,
+)
 from ssl_views.sweep.locks import locked
 from ssl_views.sweep.results import RunResult, append_result, read_results
 from ssl_views.sweep.room import Room
@@ -502,6 +508,16 @@ class TestAnalysis:
         assert found.equal_epochs == 3
         assert four.at_equal_epochs.mean == pytest.approx(0.46)
         assert two.difference is None
+
+    def test_a_neighbour_that_slows_a_run_for_a_while_does_not_count(self):
+        slow = result(4, 1, [0.32, 0.46, 0.48], (20, 70, 90))
+        runs = [*self.runs()[:3], slow]
+        assert analyse(runs, every_point_counts=True) == analyse(
+            self.runs(), every_point_counts=True
+        )
+        found = with_steady_times([slow, result(4, 0, [0.1, 0.2, 0.3], (30, 60, 90))])
+        rate = np.median([20, 50, 20, 30, 30, 30])
+        assert all(run.curve["train_seconds"] == [rate, 2 * rate, 3 * rate] for run in found)
 
     def test_without_them_where_points_are_no_runs(self):
         found = analyse(self.runs())

@@ -58,8 +58,8 @@ def reached_table(result: StudyResult) -> list[str]:
 
 def _meaning(result: StudyResult) -> list[str]:
     text = (
-        "Mean ± half of the 95 % interval over seeds; minutes are of training alone. Minutes to a "
-        "value are those of the mean curve, made to never fall."
+        "Mean ± half of the 95 % interval over seeds; minutes are of training alone, at the median "
+        "speed of a setting. Minutes to a value are those of the mean curve, made to never fall."
     )
     if result.equal_seconds is not None and result.equal_epochs is not None:
         text += (

@@ -114,10 +114,10 @@ def analyse(
 ) -> StudyResult:
     """Analyse the results of a study.
 
-    Times are of training alone, without evaluations; they are comparable on the same hardware with
-    the same number of runs at once. Between evaluations curves are linear. The first target is what
-    the smooth mean of the reference ends with. Without a finished run of the reference nothing is
-    compared with it.
+    Times are of training alone, without evaluations, at the median speed of a group; they are
+    comparable on the same hardware with the same number of runs at once. Between evaluations curves
+    are linear. The first target is what the smooth mean of the reference ends with. Without a
+    finished run of the reference nothing is compared with it.
 
     Args:
         results: of one study.

@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from dataclasses import replace
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +19,38 @@ TOLERANCE = 0.02  # a curve that ends this share earlier still has its last valu
 
 
 def group_results(results: Sequence[RunResult]) -> list[list[RunResult]]:
-    """Group results whose settings differ in the seed only, in the order in which they come."""
+    """Group results whose settings differ in the seed only, in the order in which they come.
+
+    Their times are made steady, see `with_steady_times`.
+    """
     groups: dict[str, list[RunResult]] = {}
     for result in results:
         settings = {name: value for name, value in result.settings.items() if name != SEED}
         groups.setdefault(json.dumps(settings, sort_keys=True), []).append(result)
-    return list(groups.values())
+    return [with_steady_times(group) for group in groups.values()]
+
+
+def with_steady_times(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Return runs of one group with every step as long as the median step of all of them.
+
+    Steps of equal settings cost the same; what else runs on a machine, or starts with a run, slows
+    some of them down, and would count as a property of the settings.
+    """
+    rates = []
+    for run in runs:
+        points = zip(run.curve.get("step", ()), run.curve.get(SECONDS, ()), strict=True)
+        before = (0, 0.0)
+        for step, seconds in points:
+            if step > before[0]:
+                rates.append((seconds - before[1]) / (step - before[0]))
+            before = (step, seconds)
+    rate = median(rates) if rates else 0.0
+    return [
+        replace(run, curve={**run.curve, SECONDS: [rate * step for step in run.curve["step"]]})
+        if run.finished and run.curve
+        else run
+        for run in runs
+    ]
 
 
 class Curves:
