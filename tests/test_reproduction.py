@@ -66,14 +66,18 @@ def test_verdicts(tables):
             gain = gains[run.flags["seed"]] if run.flags["num_views"] == 4 else 0.0
             return value[run.flags["seed"]] + gain
 
-        groups = tables.view_groups(evidence(tables, "cpu", rise))
-        return tables._difference(groups[64, 4], groups[64, 2], "epoch", bound)
+        found = evidence(tables, "cpu", rise)
+        groups = tables.view_groups(found)
+        found.studies["num_views"] = groups[64, 4].runs + groups[64, 2].runs  # the paired t-test
+        return tables._difference(
+            found, "num_views", (groups[64, 4], groups[64, 2]), "epoch", bound
+        )
 
     assert verdict([0.02, 0.021, 0.019], 0) == ("+2.0 ± 0.2 points", "holds")
     assert verdict([0.02, 0.03, -0.02], 0)[1] == "holds weaker"
     assert verdict([-0.02, -0.03, 0.02], 0)[1] == "does not hold here"
     assert verdict([-0.002, -0.003, -0.0025], -0.01)[1] == "holds"
-    assert tables._difference(None, None, "epoch", 0) == ("-", "not run yet")
+    assert tables._difference(None, "num_views", (None, None), "epoch", 0) == ("-", "not run yet")
 
 
 def test_shares_of_time(tables):

@@ -24,13 +24,8 @@ from ssl_views.cli.study_tables import study_tables
 from ssl_views.cli.sweep import check_flags
 from ssl_views.data.image_limits import ImageLimits
 from ssl_views.sweep.analysis import analyse
-from ssl_views.sweep.curves import (
-    Curves,
-    first_crossing,
-    frontier_of,
-    times_faster,
-    with_steady_times,
-)
+from ssl_views.sweep.comparing import difference, times_faster
+from ssl_views.sweep.curves import Curves, first_crossing, frontier_of, with_steady_times
 from ssl_views.sweep.locks import locked
 from ssl_views.sweep.results import RunResult, append_result, read_results
 from ssl_views.sweep.room import Room
@@ -590,6 +585,47 @@ class TestAnalysis:
         assert len(logs) > 100
         assert abs(np.mean(logs)) < 0.12
         assert np.mean(covered) > 0.85
+
+    def test_differences_are_those_of_a_block_design(self):
+        rng = np.random.default_rng(0)
+        runs = [
+            result(v, seed, [0.1, 0.2, 0.3 + 0.01 * v + 0.02 * seed + rng.normal(0, 0.01)])
+            for v in (2, 4, 8, 16)
+            for seed in range(3)
+        ]
+        groups = [
+            Curves([r for r in runs if r.settings["num_views"] == v], "knn") for v in (2, 4, 8, 16)
+        ]
+        found = difference(groups[1], groups[0], "epoch", among=groups)
+        # The same by least squares, with a column for each group and for all seeds but the first.
+        design = np.array(
+            [
+                [r.settings["num_views"] == v for v in (2, 4, 8, 16)]
+                + [r.settings["seed"] == seed for seed in (1, 2)]
+                for r in runs
+            ],
+            dtype=float,
+        )
+        values = np.array([r.curve["knn"][-1] for r in runs])
+        fitted, squares, *_ = np.linalg.lstsq(design, values, rcond=None)
+        contrast = np.array([-1.0, 1.0, 0, 0, 0, 0])
+        degrees = 12 - 6
+        error = np.sqrt(
+            squares[0] / degrees * contrast @ np.linalg.inv(design.T @ design) @ contrast
+        )
+        assert found.mean == pytest.approx(contrast @ fitted)
+        half = scipy.stats.t.ppf(0.975, degrees) * error
+        assert found.high - found.mean == pytest.approx(half)
+
+    def test_of_two_groups_those_of_the_paired_test(self):
+        runs = self.runs()
+        two, four = Curves(runs[:2], "knn"), Curves(runs[2:], "knn")
+        found = difference(four, two, "epoch")
+        known = scipy.stats.ttest_rel([0.44, 0.48], [0.40, 0.42]).confidence_interval(0.95)
+        assert (found.low, found.high) == pytest.approx((known.low, known.high))
+        assert difference(four, two, "epoch", among=[four, two]) == found
+        assert difference(four.without(1), two, "epoch").low is None
+        assert difference(four.without(1), two.without(0), "epoch") is None
 
     def test_smooth_curves_never_fall(self):
         curves = Curves([result(2, 0, [0.2, 0.4, 0.3]), result(2, 1, [0.2, 0.4, 0.3])], "knn")

@@ -51,5 +51,15 @@ def interval_of_mean(values: Sequence[float]) -> Interval:
     if n == 1:
         return Interval(mean, None, None, 1)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stdtrit(n - 1, (1 + _CONFIDENCE) / 2)) * deviation / math.sqrt(n)
+    half = half_interval(deviation / math.sqrt(n), n - 1)
     return Interval(mean, mean - half, mean + half, n)
+
+
+def half_interval(standard_error: float, degrees: int) -> float:
+    """Return half of the 95 % interval about a mean, by Student's t.
+
+    Example:
+        >>> round(half_interval(1.0, 2), 2)
+        4.3
+    """
+    return float(stdtrit(degrees, (1 + _CONFIDENCE) / 2)) * standard_error

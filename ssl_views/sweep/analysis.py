@@ -7,15 +7,14 @@ from typing import Any
 
 from ssl_views.evaluation.intervals import Interval, interval_of_mean
 from ssl_views.naming import did_you_mean
+from ssl_views.sweep.comparing import difference, times_faster
 from ssl_views.sweep.curves import (
     EPOCHS,
     IMAGES,
     SECONDS,
     Curves,
-    difference,
     frontier_of,
     group_results,
-    times_faster,
 )
 from ssl_views.sweep.results import RunResult
 from ssl_views.sweep.study import SEED
@@ -52,7 +51,8 @@ class GroupResult:
         num_images: distinct training images, mean.
         at_equal_seconds: metric when the shortest run of the study ends.
         at_equal_epochs: metric after as many epochs as every run has.
-        difference: to the reference at equal seconds, of runs with the same seed.
+        difference: to the reference at equal seconds, of runs with the same seed; its spread is
+            pooled over groups, see `difference`.
         difference_at_equal_epochs: the same at equal epochs.
         on_frontier: whether the group's mean is the best at some time.
         time_to: by target.
@@ -156,7 +156,9 @@ def analyse(
         if runs := _finished(group):
             own = Curves(runs, metric)
             summaries.append(
-                _summary(group, own, compared, equal, [*ends, *targets], own.name in frontier)
+                _summary(
+                    group, own, compared, curves, equal, [*ends, *targets], own.name in frontier
+                )
             )
     failed = {r.name: (r.error.strip() or "?").splitlines()[-1] for r in results if not r.finished}
     name = compared.name if compared else None
@@ -175,6 +177,7 @@ def _summary(
     group: Sequence[RunResult],
     own: Curves,
     reference: Curves | None,
+    among: Sequence[Curves],
     equal: Mapping[str, float | None],
     targets: Sequence[float],
     on_frontier: bool,
@@ -192,7 +195,7 @@ def _summary(
         found = interval_of_mean(values) if values else None
         if reference is None or own.name == reference.name:
             return found, None
-        return found, difference(own, reference, axis, place)
+        return found, difference(own, reference, axis, place, among=among)
 
     at_seconds, less_reference = at(SECONDS)
     at_epochs, less_reference_at_epochs = at(EPOCHS)

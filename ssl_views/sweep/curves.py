@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.isotonic import isotonic_regression
 
-from ssl_views.evaluation.intervals import Interval, interval_of_mean
 from ssl_views.sweep.results import RunResult
 from ssl_views.sweep.study import SEED, group_name
 
@@ -120,68 +119,6 @@ def first_crossing(places: Sequence[float], values: Sequence[float], target: flo
             share = (target - values[i - 1]) / (values[i] - values[i - 1])
             return float(places[i - 1] + share * (places[i] - places[i - 1]))
     return None
-
-
-def difference(
-    group: Curves, reference: Curves, axis: str, place: float | None = None
-) -> Interval | None:
-    """Return the interval of the mean difference between runs with the same seed.
-
-    Args:
-        group: whose metric counts.
-        reference: whose metric is taken off.
-        axis: "train_seconds", "epoch" or "images_seen".
-        place: on the axis; by default where the shorter of the two ends.
-    """
-    place = min(group.end(axis), reference.end(axis)) if place is None else place
-    values, against = group.at(axis, place), reference.at(axis, place)
-    shared = [values[seed] - against[seed] for seed in values if seed in against]
-    return interval_of_mean(shared) if shared else None
-
-
-def times_faster(group: Curves, reference: Curves, target: float | None = None) -> Interval | None:
-    """Return how many times sooner a group reaches a target than the reference.
-
-    Both times are those of the smooth mean curves. The interval is the jackknife's, on a
-    logarithmic scale: seeds that both have are left out in turn, of both.
-
-    Args:
-        group: that is compared.
-        reference: with this one.
-        target: of the metric; by default what the smooth curve of the reference ends with.
-
-    Returns:
-        None where one of the two does not reach the target; without ends where that happens when
-        a seed is left out, or there is one seed only.
-    """
-    found = _log_ratio(group, reference, target)
-    if found is None:
-        return None
-    seeds = [run.settings.get(SEED) for run in group.runs]
-    shared = [seed for seed in seeds if seed in {r.settings.get(SEED) for r in reference.runs}]
-    left_out = []
-    for seed in shared:
-        one, other = group.without(seed), reference.without(seed)
-        ratio = None if one is None or other is None else _log_ratio(one, other, target)
-        if ratio is None:
-            return Interval(math.exp(found), None, None, len(shared))
-        left_out.append(ratio)
-    n = len(shared)
-    spread = (
-        interval_of_mean([n * found - (n - 1) * ratio for ratio in left_out]) if n > 1 else None
-    )
-    if spread is None or spread.high is None:
-        return Interval(math.exp(found), None, None, n)
-    half = spread.high - spread.mean
-    return Interval(math.exp(found), math.exp(found - half), math.exp(found + half), n)
-
-
-def _log_ratio(group: Curves, reference: Curves, target: float | None) -> float | None:
-    target = reference.smooth()[1][-1] if target is None else target
-    times = reference.seconds_to(target), group.seconds_to(target)
-    if times[0] is None or times[1] is None or min(times[0], times[1]) <= 0:
-        return None
-    return math.log(times[0] / times[1])
 
 
 class FrontierPoint(NamedTuple):
