@@ -108,15 +108,11 @@ def _draw_by_images(panel: Axes, analysed: StudyResult) -> None:
 
 def _draw_group(panel: Axes, group: Curves, axis: str, unit: float, style: dict[str, Any]) -> None:
     scale = _scale(group.metric)
-    points = [
-        [
-            (x / unit, scale * y)
-            for x, y in zip(run.curve[axis], run.curve[group.metric], strict=True)
-            if x > 0
-        ]
-        for run in group.runs
-    ]
-    columns = [tuple(zip(*run, strict=True)) or ((), ()) for run in points]
+    columns: list[tuple[list[float], list[float]]] = []
+    for run in group.runs:
+        places = [i for i, x in enumerate(run.curve[axis]) if x > 0]
+        xs = [run.curve[axis][i] / unit for i in places]
+        columns.append((xs, [scale * run.curve[group.metric][i] for i in places]))
     if len(columns) > 1:
         for xs, ys in columns:
             panel.plot(xs, ys, linewidth=0.6, alpha=0.45, color=style["color"])
