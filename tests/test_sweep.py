@@ -776,6 +776,15 @@ class TestCommand:
         assert len(weights["whole"]) == 2
         assert weights["whole"] == weights["killed"]
 
+    def test_a_run_ends_when_its_sweep_is_gone(self, tmp_path):
+        with locked(tmp_path / ".lock", what="run"):  # which it waits for, minutes if need be
+            words = [sys.executable, "-m", "ssl_views.cli.study_run", str(tmp_path)]
+            process = subprocess.Popen(words, stdin=subprocess.PIPE)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(15)
+            process.stdin.close()
+            assert process.wait(30) == -signal.SIGTERM
+
     def test_wrong_flags_are_told_before_anything_runs(self, tmp_path, capsys):
         content = {**TINY, "base": {**TINY["base"], "num_vews": 3}}
         study = write_study(tmp_path / "wrong.yaml", **content)

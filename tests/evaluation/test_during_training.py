@@ -25,6 +25,7 @@ from ssl_views.cli import main
 from ssl_views.cli.arguments import WatchArguments
 from ssl_views.cli.watching import choose_watched, describe_evaluations, plan_evaluations
 from ssl_views.data.sources import load_images, load_train_and_test
+from ssl_views.publishing_trainer import PublishingTrainer
 
 METRICS = {"knn", "effective_rank", "alpha", "alpha_r_squared", "lidar", "view_invariance"}
 SPENT = {"train_seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
@@ -122,6 +123,23 @@ def test_the_time_of_training_leaves_evaluations_out(digits, tmp_path, monkeypat
     passed = time.perf_counter() - start
     seconds = [e["train_seconds"] for e in trainer.state.log_history if "train_seconds" in e]
     assert seconds == sorted(seconds)
+    assert 0 < seconds[-1] < passed - 0.9
+
+
+def test_and_leaves_checkpoints_out(digits, tmp_path, monkeypatch):
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    trainer = new_trainer(tmp_path, digits, **saving)
+    save = PublishingTrainer._save_checkpoint
+
+    def slow(self, *args, **kwargs):
+        time.sleep(0.5)
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(PublishingTrainer, "_save_checkpoint", slow)
+    start = time.perf_counter()
+    trainer.train()
+    passed = time.perf_counter() - start
+    seconds = [e["train_seconds"] for e in trainer.state.log_history if "train_seconds" in e]
     assert 0 < seconds[-1] < passed - 0.9
 
 
