@@ -23,6 +23,7 @@ on one.
 """
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -127,6 +128,7 @@ class Run:
 
     def __init__(self, args, stop):
         self.args, self.stop, self.setting = args, stop, PRESETS[args.preset]
+        self.arms = {}  # that are stored
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cudnn.benchmark = True
         counts = self.setting["num_train"], self.setting["num_test"]
@@ -142,6 +144,7 @@ class Run:
     def parts(self, schedule, tricks):
         """Return a new model and its batches."""
         if self.device.type == "cuda":
+            gc.collect()  # models of earlier arms
             torch.cuda.reset_peak_memory_stats()
         learner = Learner(self.setting, schedule, tricks, self.args.seed, self.device)
         batches = Batches(
@@ -186,6 +189,8 @@ class Run:
         goes_on = stored["identity"] == identity
         self.compile_into(name, empty=not goes_on)
         compile_seconds = learner.warm_up(batches)
+        if "short" in self.arms:  # it has compiled the same, and a process keeps some of it
+            compile_seconds = self.arms["short"]["compile_seconds"]
         if goes_on:
             state = stored["state"]
             learner.load(stored)
@@ -220,7 +225,6 @@ class Run:
             print(name, json.dumps(state["evaluations"][-1]), flush=True)
             save()
             self.profile_in_the_middle(name, learner, batches, state, save)
-        path.unlink()
         return self.reached(schedule, state)
 
     def compile_into(self, name, empty):
@@ -310,6 +314,7 @@ def measure(args, stop):
                 "it holds others. Move it away, or give another --output."
             )
         result["arms"] = stored["arms"]
+    run.arms = result["arms"]
     for name in args.arms:
         if name in result["arms"]:
             continue
@@ -321,6 +326,7 @@ def measure(args, stop):
         result["arms"][name] = found
         content = json.dumps(result, indent=1) + "\n"
         write_whole(args.output, lambda aside, content=content: aside.write_text(content))
+        run.checkpoint(name).unlink(missing_ok=True)
         print(name, json.dumps(found), flush=True)
     return True
 

@@ -3,9 +3,10 @@
     python benchmarks/plan_backtest.py
 
 Each study of benchmarks/results/study_*.json with a constant learning rate is cut after a half and
-a third of its evaluations; the plan for the time that all runs take is compared with the means that
-were measured then. The intervals are for the mean over the runs at hand, so they leave
-out the spread of seeds, which those runs share with what is foretold; only their law is tested.
+a third of its evaluations, though not before the four that a plan needs; the plan for the time that
+all runs take is compared with the means that were measured then. The intervals are for the mean
+over the runs at hand, so they leave out the spread of seeds, which those runs share with what is
+foretold; only their law is tested.
 """
 
 import json
@@ -17,7 +18,7 @@ from environment import environment
 
 from ssl_views.sweep.curves import SECONDS, group_results
 from ssl_views.sweep.planning import plan_budget
-from ssl_views.sweep.power_law_curves import GroupCurve
+from ssl_views.sweep.power_law_curves import MIN_POINTS, GroupCurve
 from ssl_views.sweep.results import RunResult
 
 ROOT = Path(__file__).parents[1]
@@ -28,15 +29,23 @@ NUM_DRAWS = 4000
 
 def cut(run, share):
     """Return a run as it would be if it had ended after a share of its evaluations."""
-    kept = 1 + int(share * (len(run.curve[SECONDS]) - 1))  # the first is of the start
+    kept = max(MIN_POINTS, int(share * _count(run)))
+    first = [i for i, step in enumerate(run.curve["step"]) if step == 0]  # the start
+    kept += len(first)
     return replace(run, curve={name: column[:kept] for name, column in run.curve.items()})
+
+
+def _count(run):
+    return sum(step > 0 for step in run.curve["step"])
 
 
 def backtest(runs, metric, share):
     """Return what the plan from the first share of the time says, beside what came."""
+    groups = group_results(runs)
+    runs = [run for group in groups for run in group]
     end = min(run.curve[SECONDS][-1] for run in runs)
     measured = {}
-    for group in group_results(runs):
+    for group in groups:
         curve = GroupCurve(group, metric)
         measured[curve.name] = float(np.interp(end, curve.times, curve.mean))
     shorter = [cut(run, share) for run in runs]
@@ -55,7 +64,7 @@ def backtest(runs, metric, share):
         }
     chosen = plan.groups[0]
     return {
-        "share": share,
+        "share": _count(shorter[0]) / _count(runs[0]),
         "end_seconds": end,
         "groups": groups,
         "chosen": chosen.name,
@@ -71,9 +80,9 @@ if __name__ == "__main__":
         runs = [RunResult(**run) for run in stored["results"]]
         runs = [run for run in runs if run.finished]
         if runs and stored["every_point_counts"]:
-            studies[path.stem.removeprefix("study_")] = [
-                backtest(runs, stored["metric"], share) for share in SHARES
-            ]
+            cases = [backtest(runs, stored["metric"], share) for share in SHARES]
+            by_share = {case["share"]: case for case in cases}  # the same where both have four
+            studies[path.stem.removeprefix("study_")] = list(by_share.values())
     result = {"what": "plans from cut studies", **environment(), "studies": studies}
     (RESULTS / "plan_backtest.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(studies, indent=1))

@@ -6,11 +6,12 @@ from pathlib import Path
 from ssl_views.cli.study_tables import points, study_tables
 from ssl_views.sweep.analysis import analyse
 from ssl_views.sweep.comparing import difference, times_faster
-from ssl_views.sweep.curves import EPOCHS, SECONDS, Curves, group_results, with_steady_times
+from ssl_views.sweep.curves import EPOCHS, SECONDS, Curves, align, group_results
 from ssl_views.sweep.results import RunResult
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 HOLDS, WEAKER, NOT_HERE, NOT_RUN = "holds", "holds weaker", "does not hold here", "not run yet"
+FOR, AGAINST = "not decided, mean for it", "not decided, mean against it"
 WITHIN = 0.01  # one point of accuracy
 NAMES = {"barlow_twins": "Barlow Twins", "vicreg": "VICReg"}
 # Where each preset has the groups that claims are about.
@@ -94,19 +95,20 @@ class Evidence:
             for run in self.studies.get(name, ())
             if all(run.settings.get(key) == value for key, value in settings.items())
         ]
-        return Curves(with_steady_times(runs), "knn") if runs else None
+        return Curves(align(runs), "knn") if runs else None
 
 
 def _difference(found, study, pair, axis, bound):
     """Return figure and verdict on "the first of a pair is ahead by more than a bound"."""
     if None in pair:
         return "-", NOT_RUN
-    among = [Curves(group, "knn") for group in group_results(found.studies[study])]
+    losses = {run.settings.get("loss") for curves in pair for run in curves.runs}
+    runs = [run for run in found.studies[study] if run.settings.get("loss") in losses]
+    among = [Curves(group, "knn") for group in group_results(runs)]
     found = difference(*pair, axis, among=among)
-    if found.low is not None and found.low > bound:
-        verdict = HOLDS
-    else:
-        verdict = WEAKER if found.mean > bound else NOT_HERE
+    verdict = FOR if found.mean > bound else AGAINST
+    if found.low is not None and not found.low <= bound <= found.high:
+        verdict = HOLDS if found.mean > bound else NOT_HERE
     return f"{points(found, 'knn')} points", verdict
 
 
@@ -116,12 +118,18 @@ def _share_of_time(group, reference, bound):
         return "-", NOT_RUN
     faster = times_faster(group, reference)
     if faster is None:
-        return "its mean does not reach it", NOT_HERE
+        return "its mean does not reach it", AGAINST
     share = 1 / faster.mean
+    verdict = FOR if share <= bound else AGAINST
     if faster.low is None:
-        return f"{100 * share:.0f} % of the time", WEAKER if share <= bound else NOT_HERE
+        return f"{100 * share:.0f} % of the time", verdict
     low, high = 1 / faster.high, 1 / faster.low
-    verdict = HOLDS if high <= bound else WEAKER if share <= bound else NOT_HERE
+    if high <= bound:
+        verdict = HOLDS
+    elif high < 1:
+        verdict = WEAKER
+    elif low > bound:
+        verdict = NOT_HERE
     return f"{100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f}) of the time", verdict
 
 
@@ -139,8 +147,7 @@ def _projector_claims(found):
     small, wide = found.settings["small"], found.settings["wide"]
     for loss, title in NAMES.items():
         tuned, fixed, *widest = projector_groups(found, loss)
-        widest = [group for group in widest if group is not None]
-        best = max(widest, key=lambda group: group.smooth()[1][-1], default=None)
+        best = None if None in widest else max(widest, key=lambda group: group.smooth()[1][-1])
         text = f"{title}: at D = {small} a tuned weight beats the fixed one"
         yield text, *_difference(found, "projector_dim", (tuned, fixed), EPOCHS, 0)
         for axis, name in ((SECONDS, "equal time"), (EPOCHS, "equal epochs")):
@@ -222,9 +229,9 @@ def claims(preset):
         *lines,
         "",
         "kNN accuracy on test images, mean difference between runs with the same seed and its 95 % "
-        "interval over seeds. *Holds*: the whole "
-        "interval is on the claim's side; *holds weaker*: the mean is; *does not hold here*: "
-        "neither is.",
+        "interval over seeds. *Holds*: the whole interval is on the claim's side; *does not hold "
+        "here*: it is on the other side; *not decided*: it has both. *Holds weaker*, of times: the "
+        "whole interval is below that of two views, if not below the share in the claim.",
     ]
 
 

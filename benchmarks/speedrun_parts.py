@@ -357,4 +357,5 @@ def device_busy(learner, batches, first_step, num_steps):
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         busy = kernel_seconds(json.loads(path.read_text()))
-    return {"share": busy / seconds, "num_steps": num_steps, "seconds": seconds}
+    share = busy / seconds if busy else None  # without a kernel, the profiler saw nothing
+    return {"share": share, "num_steps": num_steps, "seconds": seconds}

@@ -48,6 +48,8 @@ def _busy(arms):
     found = arms.get("short", {}).get("device_busy")
     if found is None:
         return ""
+    if found["share"] is None:
+        return "How busy the device is could not be measured: torch.profiler saw no kernel. "
     return (
         f"The device is busy {100 * found['share']:.0f} % of the time: a kernel or copy runs, by "
         f"torch.profiler over {found['num_steps']} steps. "

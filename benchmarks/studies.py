@@ -8,7 +8,7 @@
 Each study is `ssl-views sweep examples/studies/NAME_PRESET.yaml`, which goes on where it was
 stopped or killed. Its results are copied to benchmarks/results/study_NAME_PRESET.json, with the
 machine and what raw pixels reach, and its picture to docs/images. Exits with 75 while runs are
-left. Nothing else should run meanwhile.
+left, then with 1 if some have failed. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from ssl_views.sweep.study import Study
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "examples" / "studies"
 NAMES = ("num_views", "projector_dim", "fraction", "reference_formula")
-AGAIN = 75  # the exit code of sysexits.h for "try again later"
+FAILED, AGAIN = 1, 75  # exit codes
 
 
 def run(name, args, seconds_left):
-    """Run what is left of a study, and store what it has; return whether nothing is left."""
+    """Run what is left of a study, and store what it has; return the exit code of the sweep."""
     folder = args.work_dir / name
     words = ["sweep", str(STUDIES / f"{name}.yaml"), "--output_dir", str(folder)]
     if args.dataset:
@@ -50,13 +50,11 @@ def run(name, args, seconds_left):
         code = main(words)
     except SystemExit as end:
         code = end.code
-        if code != AGAIN:
-            raise
     finally:
         store(name, args, folder, time.perf_counter() - start)
-    if code not in (0, AGAIN):
+    if code not in (0, FAILED, AGAIN):
         raise SystemExit(code)
-    return code == 0
+    return code
 
 
 def store(name, args, folder, seconds):
@@ -129,13 +127,13 @@ def parse(words=None):
 
 def run_all(args):
     """Run the studies one after the other; return the exit code."""
-    begun, done = time.monotonic(), True
+    begun, codes = time.monotonic(), []
     for name in args.only:
         left = None if args.minutes is None else 60 * args.minutes - (time.monotonic() - begun)
         if left is not None and left <= 0:
             return AGAIN
-        done = run(f"{name}_{args.preset}", args, left) and done
-    return 0 if done else AGAIN
+        codes.append(run(f"{name}_{args.preset}", args, left))
+    return AGAIN if AGAIN in codes else max(codes)
 
 
 if __name__ == "__main__":

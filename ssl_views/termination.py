@@ -55,7 +55,8 @@ class TerminationCallback(TrainerCallback):
             self.stopping = bool(reduce(told, reduction="sum").item())
         if self.stopping:
             control.should_save = True
-            control.should_evaluate = False
+            if state.global_step < state.max_steps:  # the end of a curve is not made up for
+                control.should_evaluate = False
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -215,6 +215,10 @@ def test_a_cache_changes_no_weight(capsys, trained_run, tmp_path, cache):
             "test_split would be ignored",
         ),
         (
+            ["pretrain", "--streaming", "--max_steps", "2", "--probe_test"],
+            "probe_test would be ignored",
+        ),
+        (
             ["pretrain", "--streaming", "--max_steps", "2", "--cache", "memory"],
             "streaming has none, and got 'memory'",
         ),

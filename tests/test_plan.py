@@ -19,7 +19,7 @@ from ssl_views.sweep.power_law_curves import (
     _FLOORS,
     PowerLaws,
 )
-from ssl_views.sweep.results import RunResult, append_result
+from ssl_views.sweep.results import RunResult, append_result, read_results
 
 END = 600.0  # seconds, of the simulated runs
 
@@ -449,6 +449,19 @@ def test_more_seeds_help_where_seeds_differ_most(study):
     assert any("Two more seeds of (num_views" in sentence for sentence in command.advice(plan))
 
 
+def test_settings_that_began_to_vary_later_are_known(capsys, study):
+    """Results say what varied when they came; the study says what varies now."""
+    facts = json.loads((study / "study.json").read_text())
+    stored = read_results(study)
+    facts["settings"] = {r.key: {"projector_dim": 8, **r.settings} for r in stored[1:]}
+    (study / "study.json").write_text(json.dumps(facts))
+    output = study / "plan.json"
+    command.run([str(study), "--budget_minutes", "20", "--output", str(output)])
+    groups = json.loads(output.read_text())["groups"]
+    assert {group["name"].split(",")[0] for group in groups} == {"projector_dim 8"}
+    assert sum(group["num_runs"] for group in groups) == len(stored) - 1  # one is of it no more
+
+
 def test_a_study_without_facts_compares_final_values(capsys, study):
     (study / "study.json").unlink()
     command.run([str(study), "--budget_minutes", "20"])
@@ -471,7 +484,10 @@ def test_wrong_words(study, tmp_path):
         command.run([str(study)])
     with pytest.raises(ValueError, match="budget must be above 0; got -60"):
         command.run([str(study), "--budget_minutes", "-1"])
-    with pytest.raises(ValueError, match="there is no file"):
+    with pytest.raises(ValueError, match=r"must be its results.jsonl; got .*none', which is none"):
         command.run([str(tmp_path / "none"), "--budget_minutes", "1"])
+    (tmp_path / "s.yaml").write_text("about: What was run, not what came of it.")
+    with pytest.raises(ValueError, match=r"must be its results.jsonl; got .*s.yaml"):
+        command.run([str(tmp_path / "s.yaml"), "--budget_minutes", "1"])
     with pytest.raises(ValueError, match="Did you mean 'knn'"):
         command.run([str(study), "--budget_minutes", "10", "--metric", "kn"])

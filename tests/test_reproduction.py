@@ -74,8 +74,9 @@ def test_verdicts(tables):
         )
 
     assert verdict([0.02, 0.021, 0.019], 0) == ("+2.0 ± 0.2 points", "holds")
-    assert verdict([0.02, 0.03, -0.02], 0)[1] == "holds weaker"
-    assert verdict([-0.02, -0.03, 0.02], 0)[1] == "does not hold here"
+    assert verdict([0.02, 0.03, -0.02], 0)[1] == "not decided, mean for it"
+    assert verdict([-0.02, -0.03, 0.02], 0)[1] == "not decided, mean against it"
+    assert verdict([-0.02, -0.021, -0.019], 0)[1] == "does not hold here"
     assert verdict([-0.002, -0.003, -0.0025], -0.01)[1] == "holds"
     assert tables._difference(None, "num_views", (None, None), "epoch", 0) == ("-", "not run yet")
 
@@ -90,8 +91,62 @@ def test_shares_of_time(tables):
 
     # Four views rise by 0.05 in the last 10 of 30 seconds, and are 0.05 above: 20 of 30 seconds.
     assert share(0.05, 0.7) == ("67 % (67 to 67) of the time", "holds")
-    assert share(0.05, 0.6) == ("67 % (67 to 67) of the time", "does not hold here")
-    assert share(-0.05, 0.7) == ("its mean does not reach it", "does not hold here")
+    assert share(0.05, 0.6) == ("67 % (67 to 67) of the time", "holds weaker")
+    assert share(0.0, 0.7) == ("100 % (100 to 100) of the time", "does not hold here")
+    assert share(-0.05, 0.7) == ("its mean does not reach it", "not decided, mean against it")
+
+
+def test_a_claim_about_the_best_needs_all_of_them(tables):
+    def figures():
+        return {text: figure for text, figure, _ in tables._projector_claims(found)}
+
+    found = evidence(tables, "cpu")
+    assert "-" not in figures().values()
+    wide = {"projector_dim": 1024, "loss": "vicreg", "orthogonality_weight": "0.4/D"}
+    found.studies["projector_dim"] = [
+        run
+        for run in found.studies["projector_dim"]
+        if not wide.items() <= dict(run.settings).items()
+    ]
+    lacking = [text for text, figure in figures().items() if figure == "-"]
+    assert len(lacking) == 2
+    assert all(text.startswith("VICReg") and "the best D = 1024" in text for text in lacking)
+
+
+def test_spreads_are_pooled_within_a_loss(tables):
+    """A loss that does not scatter would narrow the intervals of the other."""
+    rng = np.random.default_rng(0)
+
+    def rise(run):
+        return 0.4 if run.flags["loss"] == "vicreg" else 0.4 + 0.01 * rng.normal()
+
+    found = evidence(tables, "cpu", rise)
+    tuned, fixed, *_ = tables.projector_groups(found, "barlow_twins")
+    figure, _ = tables._difference(found, "projector_dim", (tuned, fixed), "epoch", 0)
+    found.studies["projector_dim"] = [
+        run for run in found.studies["projector_dim"] if run.settings["loss"] == "barlow_twins"
+    ]
+    assert tables._difference(found, "projector_dim", (tuned, fixed), "epoch", 0)[0] == figure
+
+
+def test_plans_from_cut_studies(tables):
+    backtest = importlib.import_module("plan_backtest").backtest
+    runs = []
+    for views in (2, 4):
+        for seed in range(3):
+            steps = list(range(11))
+            knn = [0.3 + 0.02 * views - 0.2 * (step + 1) ** -0.5 + 1e-4 * seed for step in steps]
+            curve = {"step": steps, "train_seconds": [10.0 * step for step in steps], "knn": knn}
+            settings = {"num_views": views, "seed": seed}
+            runs.append(RunResult(f"{views}{seed}", "", settings, "finished", curve=curve))
+    half, third = (backtest(runs, "knn", share) for share in (1 / 2, 1 / 3))
+    assert (half["share"], third["share"]) == (0.5, 0.4)  # a plan needs four evaluations
+    assert half["end_seconds"] == 100
+    assert half["groups"]["num_views 4"]["measured"] == pytest.approx(runs[4].curve["knn"][-1])
+    assert half["chosen"] == "num_views 4"
+    assert half["points_lost"] == 0
+    for group in half["groups"].values():
+        assert group["low"] <= group["measured"] <= group["high"]
 
 
 def test_a_stored_study_becomes_a_table(tables, tmp_path, monkeypatch):
@@ -130,6 +185,9 @@ def test_studies_end_with_75_while_runs_are_left(tables, tmp_path, monkeypatch):
     codes["num_views_cpu"] = 0
     assert studies.run_all(studies.parse(only)) == 0
     assert studies.run_all(studies.parse([*only, "--minutes", "-1"])) == 75
+    codes["num_views_cpu"] = 1  # with runs that have failed: others are run all the same
+    assert studies.run_all(studies.parse(only)) == 1
+    assert len(stored) == 6
     codes["num_views_cpu"] = 2
     with pytest.raises(SystemExit, match="2"):
         studies.run_all(studies.parse(only))

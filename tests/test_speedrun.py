@@ -314,6 +314,9 @@ def test_finished_arms_are_kept_and_the_table_is_made(arguments, capsys):
     assert "| everything on |" in "\n".join(speedrun(part))
     result["arms"]["short"]["device_busy"] = {"share": 0.9, "num_steps": 30, "seconds": 1.0}
     assert "busy 90 % of the time" in speedrun(result)[-1]
+    result["arms"]["short"]["device_busy"]["share"] = None
+    assert "could not be measured" in speedrun(result)[-1]
+    assert result["arms"]["long"]["compile_seconds"] == result["arms"]["short"]["compile_seconds"]
 
 
 def test_arms_of_another_seed_are_not_mixed(arguments):

@@ -75,6 +75,7 @@ class TestStudy:
         warmup = {"lr_scheduler_type": "constant_with_warmup"}
         assert make_study(tmp_path, **warmup, warmup_steps=30).every_point_counts
         assert not make_study(tmp_path, **warmup, warmup_steps=0.1).every_point_counts
+        assert not make_study(tmp_path, **warmup, warmup_steps="30").every_point_counts
         assert not make_study(tmp_path, **warmup).every_point_counts
         assert not make_study(tmp_path, lr_scheduler_type="cosine").every_point_counts
         assert not make_study(tmp_path).every_point_counts
@@ -102,11 +103,22 @@ class TestStudy:
                 "must be settings that vary in its grid",
             ),
             ({"grid": {"seed": [0]}, "targets": 0.8}, "must be a list of numbers; got 0.8"),
+            ({"grid": {"seed": [0]}, "base": ["loss"]}, "base of .* must hold flags and their"),
+            ({"grid": {"seed": [0]}, "reference": 64}, "reference of .*; got 64"),
+            ({"grid": {"seed": [0]}, "evaluate": "yes"}, "evaluate of .*; got 'yes'"),
         ],
     )
     def test_refuses_what_is_no_study(self, tmp_path, content, message):
         with pytest.raises(ValueError, match=message):
             Study.read(write_study(tmp_path / "study.yaml", **content))
+
+    @pytest.mark.parametrize(
+        ("given", "flags"),
+        [({}, {}), (True, {}), ({"k": 3}, {"k": 3}), (False, None), (None, None)],
+    )
+    def test_evaluates_with_flags_or_without(self, tmp_path, given, flags):
+        path = write_study(tmp_path / "s.yaml", grid={"seed": [0]}, evaluate=given)
+        assert Study.read(path).evaluate == flags
 
     def test_one_seed_for_a_grid_is_no_list(self, tmp_path):
         grids = [{"num_views": [2, 4], "seed": 0}, {"num_views": [2], "seed": [1]}]

@@ -10,7 +10,7 @@ import scipy.stats
 from ssl_views.cli.study_tables import study_tables
 from ssl_views.sweep.analysis import analyse
 from ssl_views.sweep.comparing import difference, times_faster
-from ssl_views.sweep.curves import Curves, first_crossing, frontier_of, with_steady_times
+from ssl_views.sweep.curves import Curves, align, first_crossing, frontier_of
 from ssl_views.sweep.results import RunResult, append_result, read_results
 
 
@@ -59,7 +59,7 @@ class TestResults:
         path.write_text("{damaged\n" + path.read_text())
         with pytest.raises(ValueError, match="line 1 is not"):
             read_results(tmp_path)
-        with pytest.raises(ValueError, match="there is no file"):
+        with pytest.raises(ValueError, match=r"must be its results.jsonl; got .*elsewhere"):
             read_results(tmp_path / "elsewhere")
 
 
@@ -97,9 +97,18 @@ class TestAnalysis:
         assert analyse(runs, every_point_counts=True) == analyse(
             self.runs(), every_point_counts=True
         )
-        found = with_steady_times([slow, result(4, 0, [0.1, 0.2, 0.3], (30, 60, 90))])
+        found = align([slow, result(4, 0, [0.1, 0.2, 0.3], (30, 60, 90))])
         rate = np.median([20, 50, 20, 30, 30, 30])
         assert all(run.curve["train_seconds"] == [rate, 2 * rate, 3 * rate] for run in found)
+
+    def test_evaluations_of_one_run_alone_do_not_count(self):
+        """Such as those where a run went on after a stop."""
+        curve = self.runs()[1].curve
+        more = {name: [*v[:1], (v[0] + v[1]) / 2, *v[1:]] for name, v in curve.items()}
+        runs = [replace(run, curve=more) if run.key == "21" else run for run in self.runs()]
+        assert len(runs[1].curve["step"]) == 4
+        known = analyse(self.runs(), targets=[0.3], every_point_counts=True)
+        assert analyse(runs, targets=[0.3], every_point_counts=True) == known
 
     def test_without_them_where_points_are_no_runs(self):
         found = analyse(self.runs())
@@ -290,3 +299,11 @@ class TestAnalysis:
         runs = [*self.runs(), result(8, 0, [0.2, 0.3, 0.5])]
         drawn = draw_study(runs, analyse(runs, every_point_counts=True))
         assert drawn.startswith(b"\x89PNG")
+
+    def test_pictures_of_runs_that_only_fall_are_drawn(self):
+        from ssl_views.sweep.pictures import draw_study
+
+        runs = [result(v, 0, [0.4, 0.3, 0.2], (0, 10, 20)) for v in (2, 4)]
+        for run in runs:
+            run.curve["step"][:] = [0, 1, 2]
+        assert draw_study(runs, analyse(runs, every_point_counts=True)).startswith(b"\x89PNG")

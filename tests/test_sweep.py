@@ -37,7 +37,7 @@ def end_with_parent():
 threading.Thread(target=end_with_parent, daemon=True).start()
 (folder / "starts.txt").open("a").write("start\\n")
 behaviour = flags.get("behaviour", "good")
-if behaviour == "wrong":
+if behaviour == "wrong" or behaviour == "no disk" and not (folder.parents[2] / "disk").exists():
     sys.exit(2)
 if behaviour == "broken":
     print("out of memory"); sys.exit(1)
@@ -148,6 +148,24 @@ class TestSweep:
         with pytest.raises(SweepError, match=r"must not all fail; 3 did.*out of memory"):
             sweep.run()
         assert len(read_results(tmp_path / "out")) <= 4
+
+    def test_what_kept_all_runs_from_working_may_be_mended(self, tmp_path, child):
+        grid = {"behaviour": ["no disk"], "seed": list(range(4))}
+        sweep = Sweep(make_study(tmp_path, grid), tmp_path / "out", child, room=ROOM)
+        with pytest.raises(SweepError, match="must not all fail; 3 did"):
+            sweep.run()
+        (tmp_path / "disk").touch()
+        assert [result.finished for result in sweep.run()] == [True] * 4
+
+    def test_failed_runs_that_wait_to_be_repeated_are_left(self, tmp_path, child):
+        grid = {"behaviour": ["good", "no disk"], "seed": [0]}
+        study, out = make_study(tmp_path, grid), tmp_path / "out"
+        first = Sweep(study, out, child, room=ROOM)
+        first.run()
+        assert first.num_left == 0
+        again = Sweep(study, out, child, room=ROOM, retry_failed=True, max_seconds=1e-9)
+        again.run()
+        assert again.num_left == 1
 
     def test_stops_when_its_time_is_over_and_goes_on(self, tmp_path, child):
         study = make_study(tmp_path, seconds=0.15)
@@ -332,6 +350,14 @@ class TestCommand:
                 process.wait(15)
             process.stdin.close()
             assert process.wait(30) == -signal.SIGTERM
+
+    def test_failed_runs_are_an_exit_code(self, tmp_path, capsys):
+        wrong = {"num_views": [2], "seed": [0], "split": ["nowhere"]}
+        study = write_study(tmp_path / "s.yaml", **{**TINY, "grid": wrong, "reference": {}})
+        with pytest.raises(SystemExit) as ended:
+            main(["sweep", str(study), "--output_dir", str(tmp_path / "out")])
+        assert ended.value.code == 1
+        assert "1 of 1 runs have failed; --retry_failed" in capsys.readouterr().out
 
     def test_wrong_flags_are_told_before_anything_runs(self, tmp_path, capsys):
         content = {**TINY, "base": {**TINY["base"], "num_vews": 3}}

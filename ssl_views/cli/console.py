@@ -17,6 +17,19 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def duration(seconds: float) -> str:
+    """Format a time with three digits, in seconds up to two minutes, in hours from two on.
+
+    Example:
+        >>> duration(90), duration(100), duration(5000), duration(86400)
+        ('90 s', '100 s', '83.3 min', '24 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    value, unit = (seconds / 60, "min") if seconds < 7200 else (seconds / 3600, "h")
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+
+
 def metrics_table(rows: Mapping[str, Metrics]) -> str:
     """Format metrics of several features, one line each."""
     header = ("", "kNN", "linear probe", "effective rank")

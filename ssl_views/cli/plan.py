@@ -3,12 +3,12 @@
 import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssl_views.cli.arguments import flag, make_parser, read_arguments
-from ssl_views.cli.console import percent, say
+from ssl_views.cli.console import duration, percent, say
 from ssl_views.evaluation.history import write_whole
 from ssl_views.evaluation.run_comparison import title_of
 from ssl_views.naming import printable
@@ -46,7 +46,7 @@ def run(argv: list[str]) -> None:
         "results.jsonl.",
         PlanArguments, positionals=("study",),
     )  # fmt: skip
-    arguments, words = read_arguments(parser, argv)
+    arguments, words = read_arguments(parser, argv, yaml_flags=False)
     if arguments.budget_minutes is None:
         raise ValueError(
             "budget_minutes must be given; got none. Add the minutes that one run may train, e.g. "
@@ -54,8 +54,10 @@ def run(argv: list[str]) -> None:
         )
     place = Path(words.study)
     study = _read_study(place)
-    keys = study.get("keys")
-    results = [r for r in read_results(place) if keys is None or r.key in keys]
+    results = read_results(place)
+    if "settings" in study:  # of the study as it is now
+        known = study["settings"]
+        results = [replace(r, settings=known[r.key]) for r in results if r.key in known]
     plan = plan_budget(
         results,
         arguments.budget_minutes * _MINUTE,
@@ -82,7 +84,7 @@ def run(argv: list[str]) -> None:
 
 def plan_table(plan: Plan) -> list[str]:
     """Format the groups, a line each; long names take several."""
-    budget = _duration(plan.budget_seconds)
+    budget = duration(plan.budget_seconds)
     at = f"predicted at {budget}" if plan.every_point_counts else f"final, within {budget}"
     lines = [["setting", "runs", f"measured {title_of(plan.metric)}", at, "P(best)", "P(frontier)"]]
     for group in plan.groups:
@@ -91,7 +93,7 @@ def plan_table(plan: Plan) -> list[str]:
             [
                 first,
                 str(group.num_runs),
-                f"{percent(group.measured)} at {_duration(group.measured_seconds)}",
+                f"{percent(group.measured)} at {duration(group.measured_seconds)}",
                 _predicted(group),
                 _probability(group.best_prob),
                 _probability(group.frontier_prob),
@@ -105,7 +107,7 @@ def plan_table(plan: Plan) -> list[str]:
 def advice(plan: Plan) -> list[str]:
     """Say which settings to spend the budget on, how sure that is, and what would make it surer."""
     chosen = plan.groups[0]
-    budget, name = _duration(plan.budget_seconds), _names([chosen])
+    budget, name = duration(plan.budget_seconds), _names([chosen])
     if chosen.best_prob is None or plan.expected_loss is None:
         return [
             f"Spend {budget} on {name}: {percent(chosen.predicted)} is the highest. How sure that "
@@ -176,10 +178,6 @@ def _probability(value: float | None) -> str:
     if 0.005 <= value < 0.995:
         return f"{100 * value:.0f} %"
     return "< 1 %" if value < _ON_FRONTIER else "> 99 %"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / _MINUTE:.3g} min"
 
 
 def _read_study(place: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`ssl-views pretrain`: from images to a trained backbone."""
 
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def run(argv: list[str]) -> None:
     set_seed(args.seed)
     watched = compared = None
     if source.streaming:
-        train = _stream(source, args)
+        train = _stream(source, watch, args)
     else:
         rows, test = load_train_and_test(
             source.dataset,
@@ -203,15 +204,17 @@ def _labelled(source: SourceArguments, split: str) -> Any:
     )
 
 
-def _stream(source: SourceArguments, args: SSLViewsTrainingArguments) -> Any:
+def _stream(source: SourceArguments, watch: WatchArguments, args: SSLViewsTrainingArguments) -> Any:
     if args.max_steps <= 0:
         raise ValueError(
             "streaming has no length, so the number of steps must be given. Set --max_steps."
         )
-    if source.test_split is not None:
+    given = [f.name for f in fields(watch) if getattr(watch, f.name) != f.default]
+    given += ["test_split"] if source.test_split is not None else []
+    if ignored := [name for name in given if name != "before_and_after"]:
         raise ValueError(
-            "a streamed run evaluates nothing, so test_split would be ignored. Leave it out, and "
-            "evaluate afterwards."
+            f"a streamed run evaluates nothing, so {ignored[0]} would be ignored. Leave it out, "
+            "and evaluate afterwards."
         )
     if source.cache != "none":
         raise ValueError(

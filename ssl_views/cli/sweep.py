@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_views.cli.arguments import flag, make_parser, read_arguments
-from ssl_views.cli.console import say
+from ssl_views.cli.console import duration, say
 from ssl_views.cli.evaluate import EvaluateArguments
 from ssl_views.cli.pretrain import ARGUMENTS
 from ssl_views.cli.study_tables import study_tables
@@ -20,10 +20,11 @@ from ssl_views.sweep.results import RunResult
 from ssl_views.sweep.room import Room
 from ssl_views.sweep.runner import Progress, Sweep
 from ssl_views.sweep.study import Study
+from ssl_views.termination import TERMINATED
 
 SUMMARY, PICTURE = "study.json", "study.png"
-STOPPED = 75  # as a run that was told to stop
-_HOUR, _MINUTE = 3600, 60
+FAILED = 1  # exit code
+_MINUTE = 60
 
 
 @dataclass
@@ -83,7 +84,10 @@ def run(argv: list[str]) -> None:
         report(study, results, result, folder)
     if sweep.num_left:
         say(f"\n{sweep.num_left} runs are left: the same command goes on with them")
-        raise SystemExit(STOPPED)
+        raise SystemExit(TERMINATED)
+    if failed := sum(not result.finished for result in results):
+        say(f"\n{failed} of {len(results)} runs have failed; --retry_failed repeats them")
+        raise SystemExit(FAILED)
 
 
 def check_flags(study: Study) -> None:
@@ -136,7 +140,7 @@ def summary_of(study: Study, result: StudyResult | None = None) -> Mapping[str, 
         "reference": dict(study.reference),
         "targets": list(study.targets),
         "every_point_counts": study.every_point_counts,
-        "keys": [run.key for run in study.runs],
+        "settings": {run.key: dict(run.settings) for run in study.runs},
         "result": None if result is None else result.as_dict(),
     }
 
@@ -144,17 +148,11 @@ def summary_of(study: Study, result: StudyResult | None = None) -> Mapping[str, 
 def _say_progress(progress: Progress) -> None:
     result = progress.result
     left = (
-        "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
+        "" if progress.seconds_left is None else f", about {duration(progress.seconds_left)} left"
     )
     if result.finished:
-        ended = f"{_duration(result.seconds)}"
+        ended = duration(result.seconds)
     else:
         last = (result.error.strip() or "?").splitlines()[-1]
         ended = f"FAILED, attempt {result.attempts}: {last}"
     say(f"{progress.num_done}/{progress.num_runs} {printable(result.name)}: {ended}{left}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 2 * _HOUR:
-        return f"{seconds / _HOUR:.1f} h"
-    return f"{seconds / _MINUTE:.0f} min" if seconds >= 2 * _MINUTE else f"{seconds:.0f} s"

@@ -17,7 +17,7 @@ from ssl_views.sweep.curves import (
     group_results,
 )
 from ssl_views.sweep.results import RunResult
-from ssl_views.sweep.study import SEED
+from ssl_views.sweep.study import SEED, has_settings
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def analyse(
                 f"not.{did_you_mean(metric, known)} It has {', '.join(known) or 'nothing'}."
             )
     groups = group_results(results)
-    base = next((g for g in groups if _has(g[0], reference or {})), [])
+    base = next((g for g in groups if has_settings(g[0].settings, reference or {})), [])
     compared = Curves(_finished(base), metric) if _finished(base) else None
     curves = [Curves(_finished(group), metric) for group in groups if _finished(group)]
     equal = {
@@ -167,10 +167,6 @@ def analyse(
 
 def _finished(group: Sequence[RunResult]) -> list[RunResult]:
     return [result for result in group if result.finished]
-
-
-def _has(result: RunResult, settings: Mapping[str, Any]) -> bool:
-    return all(result.settings.get(name) == value for name, value in settings.items())
 
 
 def _summary(

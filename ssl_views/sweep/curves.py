@@ -20,43 +20,50 @@ TOLERANCE = 0.02  # a curve that ends this share earlier still has its last valu
 def group_results(results: Sequence[RunResult]) -> list[list[RunResult]]:
     """Group results whose settings differ in the seed only, in the order in which they come.
 
-    Their times are made steady, see `with_steady_times`.
+    Their curves are made comparable, see `align`.
     """
     groups: dict[str, list[RunResult]] = {}
     for result in results:
         settings = {name: value for name, value in result.settings.items() if name != SEED}
         groups.setdefault(json.dumps(settings, sort_keys=True), []).append(result)
-    return [with_steady_times(group) for group in groups.values()]
+    return [align(group) for group in groups.values()]
 
 
-def with_steady_times(runs: Sequence[RunResult]) -> list[RunResult]:
-    """Return runs of one group with every step as long as the median step of all of them.
+def align(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Return runs of one group at the steps that all finished ones share, and with steady times.
 
-    Steps of equal settings cost the same; what else runs on a machine, or starts with a run, slows
-    some of them down, and would count as a property of the settings.
+    A run that goes on after a stop may be evaluated once more there, at a step of its own. And
+    every step is as long as the median step of all runs: steps of equal settings cost the same;
+    what else runs on a machine, or starts with a run, slows some of them down, and would count as a
+    property of the settings.
     """
+    drawn = [run for run in runs if run.finished and run.curve]
+    if not drawn:
+        return list(runs)
+    shared = set.intersection(*(set(run.curve["step"]) for run in drawn))
     rates = []
-    for run in runs:
-        points = zip(run.curve.get("step", ()), run.curve.get(SECONDS, ()), strict=True)
+    for run in drawn:
         before = (0, 0.0)
-        for step, seconds in points:
+        for step, seconds in zip(run.curve["step"], run.curve[SECONDS], strict=True):
             if step > before[0]:
                 rates.append((seconds - before[1]) / (step - before[0]))
             before = (step, seconds)
     rate = median(rates) if rates else 0.0
-    return [
-        replace(run, curve={**run.curve, SECONDS: [rate * step for step in run.curve["step"]]})
-        if run.finished and run.curve
-        else run
-        for run in runs
-    ]
+    aligned = []
+    for run in runs:
+        if run.finished and run.curve:
+            kept = [i for i, step in enumerate(run.curve["step"]) if step in shared]
+            curve = {name: [column[i] for i in kept] for name, column in run.curve.items()}
+            run = replace(run, curve={**curve, SECONDS: [rate * step for step in curve["step"]]})
+        aligned.append(run)
+    return aligned
 
 
 class Curves:
     """The learning curves of the runs of a group.
 
     Args:
-        runs: finished.
+        runs: finished, see `align`.
         metric: column of their curves.
     """
 
@@ -83,10 +90,12 @@ class Curves:
 
     def smooth(self) -> tuple[list[float], list[float]]:
         """Return times and the mean over the runs, made to never fall (isotonic regression)."""
-        shared = min(len(run.curve[SECONDS]) for run in self.runs)
-        times = [fmean(run.curve[SECONDS][i] for run in self.runs) for i in range(shared)]
-        means = [fmean(run.curve[self.metric][i] for run in self.runs) for i in range(shared)]
-        return times, isotonic_regression(means).tolist()
+        return self.column(SECONDS), isotonic_regression(self.column(self.metric)).tolist()
+
+    def column(self, name: str) -> list[float]:
+        """Return the mean of a column over the runs."""
+        columns = [run.curve[name] for run in self.runs]
+        return [fmean(values) for values in zip(*columns, strict=True)]
 
     def seconds_to(self, target: float) -> float | None:
         """Return the seconds until the smooth mean reaches a target; None if it does not."""

@@ -1,7 +1,6 @@
 """A study in one picture: the metric against time, epochs and images. Needs matplotlib."""
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -88,6 +87,8 @@ def _scale(metric: str) -> int:
 def _draw_frontier(panel: Axes, curves: Sequence[Curves], analysed: StudyResult) -> None:
     points = frontier_points(curves, analysed.equal_seconds is not None)
     points = [point for point in points if point.seconds > 0]
+    if not points:  # nothing is better than the start
+        return
     xs = [point.seconds / _MINUTE for point in points]
     ys = [_scale(analysed.metric) * point.value for point in points]
     xs, ys = [*xs, panel.get_xlim()[1]], [*ys, ys[-1]]
@@ -108,16 +109,13 @@ def _draw_by_images(panel: Axes, analysed: StudyResult) -> None:
 
 def _draw_group(panel: Axes, group: Curves, axis: str, unit: float, style: dict[str, Any]) -> None:
     scale = _scale(group.metric)
-    columns: list[tuple[list[float], list[float]]] = []
-    for run in group.runs:
-        places = [i for i, x in enumerate(run.curve[axis]) if x > 0]
-        xs = [run.curve[axis][i] / unit for i in places]
-        columns.append((xs, [scale * run.curve[group.metric][i] for i in places]))
-    if len(columns) > 1:
-        for xs, ys in columns:
-            panel.plot(xs, ys, linewidth=0.6, alpha=0.45, color=style["color"])
-    # Runs of a group are evaluated at the same steps.
-    shared = min(len(xs) for xs, _ in columns)
-    xs = [fmean(column[0][i] for column in columns) for i in range(shared)]
-    ys = [fmean(column[1][i] for column in columns) for i in range(shared)]
-    panel.plot(xs, ys, **style)
+
+    def line(places: Sequence[float], values: Sequence[float], **how: Any) -> None:
+        points = [(x / unit, scale * y) for x, y in zip(places, values, strict=True) if x > 0]
+        panel.plot([x for x, _ in points], [y for _, y in points], **how)
+
+    if len(group.runs) > 1:
+        for run in group.runs:
+            curve = run.curve
+            line(curve[axis], curve[group.metric], linewidth=0.6, alpha=0.45, color=style["color"])
+    line(group.column(axis), group.column(group.metric), **style)

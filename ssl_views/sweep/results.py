@@ -60,14 +60,14 @@ def read_results(path: str | Path) -> list[RunResult]:
         path: of a results.jsonl, or of the folder that holds it.
 
     Raises:
-        ValueError: if there is no such file, or a line but the last is damaged.
+        ValueError: if it is no such file, or a line but the last is damaged.
     """
     path = Path(path)
     path = path / RESULTS if path.is_dir() else path
-    if not path.is_file():
+    if not path.is_file() or path.suffix != Path(RESULTS).suffix:
         raise ValueError(
-            f"results of a study are in its {RESULTS}; there is no file {str(path)!r}. Run "
-            "ssl-views sweep first."
+            f"results of a study must be its {RESULTS}; got {str(path)!r}, which is none. Give the "
+            "folder that ssl-views sweep has written."
         )
     lines = path.read_text(encoding="utf-8").split("\n")
     results: dict[str, RunResult] = {}

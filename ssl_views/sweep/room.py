@@ -1,6 +1,7 @@
 """How many runs at once, and on which devices."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -68,7 +69,8 @@ def _largest_child() -> int:
         return 0
     import resource
 
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
 
 
 def _usable_cores() -> int:

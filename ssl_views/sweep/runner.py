@@ -27,11 +27,12 @@ from ssl_views.sweep.results import (
 )
 from ssl_views.sweep.room import Room
 from ssl_views.sweep.study import Study, StudyRun
+from ssl_views.termination import TERMINATED
 
 RUNS, LOG = "runs", "log.txt"
 PRETRAIN, EVALUATE = "pretrain.yaml", "evaluate.yaml"
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 120.0
-_WRONG_INPUT, _TERMINATED = 2, 75  # exit codes
+_WRONG_INPUT = 2  # exit code
 _ERROR_LINES, _ERROR_LENGTH = 12, 2000
 _HOPELESS = 3  # failures before any run has finished, that end the sweep
 
@@ -77,10 +78,14 @@ class Sweep:
         room: how many runs at once, and where.
         max_attempts: processes that are started for a run that keeps failing; one whose input is
             refused is not repeated.
-        retry_failed: give runs that have failed in earlier sweeps their attempts again.
+        retry_failed: give runs that have failed in earlier sweeps their attempts again; where no
+            run has ever finished, they get them in any case.
         max_seconds: stop after so long, with a checkpoint of each run in flight.
         on_start: called when no other sweep works in the folder.
         on_end: called when a run has ended.
+
+    Attributes:
+        num_left: how many runs were left when `run` ended.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class Sweep:
         self.study, self.folder, self.command, self.room = study, folder, list(command), room
         self.max_attempts, self.retry_failed = max_attempts, retry_failed
         self.max_seconds, self.on_start, self.on_end = max_seconds, on_start, on_end
+        self.num_left = len(study.runs)
         self._children: list[_Child] = []
         self._stopping = False
 
@@ -125,29 +131,26 @@ class Sweep:
                 self._end_children()
         return self.results()
 
-    @property
-    def num_left(self) -> int:
-        """How many runs of the study are left."""
-        return len(self._left(retry_failed=False))
-
     def results(self) -> list[RunResult]:
         """Return the results of the study's runs so far, in its order."""
         return results_of(self.study, self.folder)
 
-    def _left(self, retry_failed: bool) -> list[tuple[StudyRun, int]]:
+    def _left(self) -> list[tuple[StudyRun, int]]:
         """Return the runs that are left, and how many attempts were made."""
         known = {result.key: result for result in self.results()}
+        again = self.retry_failed or not self._some_finished()  # what was wrong may be mended
         left = []
         for run in self.study.runs:
             result = known.get(run.key)
             if result is None:
                 left.append((run, 0))
-            elif not result.finished and (retry_failed or result.attempts < self.max_attempts):
-                left.append((run, 0 if retry_failed else result.attempts))
+            elif not result.finished and (again or result.attempts < self.max_attempts):
+                left.append((run, 0 if again else result.attempts))
         return left
 
     def _loop(self) -> None:
-        waiting = self._left(self.retry_failed)
+        waiting = self._left()
+        self.num_left = len(waiting)
         begun = time.monotonic()
         ended = failed = 0
         spent = 0.0
@@ -164,6 +167,8 @@ class Sweep:
                 if result is None:  # it was told to stop, not by us: the sweep stops too
                     return
                 append_result(self.folder, result)
+                if result.finished or result.attempts >= self.max_attempts:
+                    self.num_left -= 1
                 if result.finished:
                     ended += 1
                     spent += result.seconds
@@ -172,7 +177,7 @@ class Sweep:
                     failed += 1
                     if result.attempts < self.max_attempts:
                         waiting.append((child.run, result.attempts))
-                self._report(result, len(waiting), spent / ended if ended else None)
+                self._report(result, spent / ended if ended else None)
                 if failed >= _HOPELESS and not ended and not self._some_finished():
                     raise SweepError(
                         f"the first runs of a study must not all fail; {failed} did. The last "
@@ -212,7 +217,7 @@ class Sweep:
     def _result(self, child: _Child) -> RunResult | None:
         """Return what a child that has ended came to; None if it was told to stop."""
         code = child.process.returncode
-        if code in (_TERMINATED, -signal.SIGTERM, -signal.SIGINT):
+        if code in (TERMINATED, -signal.SIGTERM, -signal.SIGINT):
             return None
         known: dict[str, Any] = {
             "key": child.run.key,
@@ -228,10 +233,9 @@ class Sweep:
         error = "\n".join(lines)[-_ERROR_LENGTH:] or f"it ended with exit code {code}"
         return RunResult(**known, status=FAILED, error=error)
 
-    def _report(self, result: RunResult, num_waiting: int, mean_seconds: float | None) -> None:
-        left = num_waiting + len(self._children)
+    def _report(self, result: RunResult, mean_seconds: float | None) -> None:
+        left, total = self.num_left, len(self.study.runs)
         seconds = None if mean_seconds is None else mean_seconds * left / self.room.jobs
-        total = len(self.study.runs)
         self.on_end(Progress(result, total - left, total, seconds))
 
     def _end_children(self) -> None:
@@ -260,11 +264,6 @@ class Sweep:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a signal has ended it."""
-        return self._stopping
 
 
 def results_of(study: Study, folder: Path) -> list[RunResult]:

@@ -91,24 +91,23 @@ class Study:
                 f"a study must be YAML; {path} is not: {error}. Indent lists and keys evenly."
             ) from error
         _check_keys(path, content)
-        base = {**(content.get("base") or {}), **(overrides or {})}
+        base = {**_mapping(path, content, "base"), **(overrides or {})}
         grids = content["grid"] if isinstance(content["grid"], list) else [content["grid"]]
         for grid in grids:
             _check_grid(path, grid)
         _check_flags(path, [*base, *(name for grid in grids for name in grid)])
         runs = _runs(path, base, grids)
-        reference = content.get("reference") or {}
-        if reference and not any(_agrees(run, reference) for run in runs):
+        reference = _mapping(path, content, "reference")
+        if not any(has_settings(run.settings, reference) for run in runs):
             raise ValueError(
                 f"the reference of {path} must be settings that vary in its grid; got {reference}, "
                 "which no run has. Correct it, or leave it out for the first."
             )
-        evaluate = content.get("evaluate") or None
         return cls(
             name=path.stem,
             about=content.get("about", ""),
             runs=runs,
-            evaluate={} if evaluate is True else evaluate,
+            evaluate=_evaluation(path, content),
             metric=content.get("metric", "knn"),
             reference=reference,
             targets=_check_targets(path, content.get("targets") or []),
@@ -119,12 +118,9 @@ class Study:
 def _is_constant(flags: Mapping[str, Any]) -> bool:
     """Return whether the learning rate at a step is the same in a longer run."""
     schedule = flags.get("lr_scheduler_type")
-    in_steps = flags.get("warmup_steps", 0) >= 1  # and no share of the run
+    steps = flags.get("warmup_steps")
+    in_steps = isinstance(steps, int | float) and steps >= 1  # and no share of the run
     return schedule == "constant" or (schedule == "constant_with_warmup" and in_steps)
-
-
-def _agrees(run: StudyRun, settings: Mapping[str, Any]) -> bool:
-    return all(run.settings.get(name) == value for name, value in settings.items())
 
 
 def _check_keys(path: Path, content: Any) -> None:
@@ -140,6 +136,24 @@ def _check_keys(path: Path, content: Any) -> None:
                 f"{path} has an unknown key {key!r}.{did_you_mean(str(key), known)} Keys are "
                 f"{', '.join(known)}; flags of all runs stand under base."
             )
+
+
+def _mapping(path: Path, content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the flags under a key; empty where there are none."""
+    flags = content.get(key) or {}
+    if not isinstance(flags, dict):
+        raise ValueError(
+            f"{key} of {path} must hold flags and their values; got {flags!r}. Write a line for "
+            "each, such as num_views: 4."
+        )
+    return flags
+
+
+def _evaluation(path: Path, content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the flags of the evaluation after each run; None for no evaluation."""
+    if content.get("evaluate") in (None, False):
+        return None
+    return {} if content["evaluate"] is True else _mapping(path, content, "evaluate")
 
 
 def _check_targets(path: Path, targets: Any) -> tuple[float, ...]:
@@ -217,6 +231,11 @@ def _name(settings: Mapping[str, Any], key: str) -> str:
 
 def _short(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict | list) else str(value)
+
+
+def has_settings(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return whether settings are as wanted, whatever else they are."""
+    return all(settings.get(name) == value for name, value in wanted.items())
 
 
 def group_name(settings: Mapping[str, Any]) -> str:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from killed_runs import Fault, Run, differences, finish, launch, operations
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ssl_views import checkpoints
 from ssl_views.checkpoints import CheckpointError
 from ssl_views.resumable_trainer import TERMINATED
+from ssl_views.termination import TerminationCallback
 
 FILES = (
     "MANIFEST.json", "config.json", "model.safetensors", "optimizer.pt", "rng_state.pth",
@@ -420,6 +422,17 @@ def test_one_process_told_ends_both_at_the_same_step(tmp_path):
     resumed = launch(run)
     assert resumed.starts == [5, 5]
     assert differences(whole, [first, resumed]) == []
+
+
+@pytest.mark.parametrize(("step", "evaluates"), [(9, False), (10, True)])
+def test_the_last_evaluation_is_not_left_out(tmp_path, step, evaluates):
+    """A resumed run would have no step left to evaluate after."""
+    callback, control = TerminationCallback(), TrainerControl(should_evaluate=True)
+    callback.told = True
+    state = TrainerState(global_step=step, max_steps=10)
+    callback.on_step_end(TrainingArguments(str(tmp_path), use_cpu=True), state, control)
+    assert control.should_save
+    assert control.should_evaluate is evaluates
 
 
 @pytest.mark.slow
