@@ -22,6 +22,7 @@ from ssl_views.sweep.results import RunResult
 
 _PANEL_HEIGHT, _LINE_HEIGHT = 2.4, 0.17  # inches
 _FONT = 8  # points
+_BESIDE = 1.04  # of a number of images
 _MINUTE = 60
 _AXES = {
     SECONDS: ("minutes of training", _MINUTE),
@@ -36,8 +37,8 @@ def draw_study(results: Sequence[RunResult], analysed: StudyResult) -> bytes:
     A group has one colour, marker and line style. Thin lines are runs, thick ones their mean. In
     the first panel the grey steps are the Pareto frontier; groups on it have a star in the legend.
     Where groups differ in their number of distinct images, there are panels of the metric against
-    images seen, and of the end against that number, with 95 % intervals. Horizontal axes are
-    logarithmic, and leave out the start.
+    images seen, and of the end against that number, with 95 % intervals; equal numbers stand side
+    by side there. Horizontal axes are logarithmic, and leave out the start.
 
     Args:
         results: of the study.
@@ -103,7 +104,8 @@ def _draw_by_images(panel: Axes, analysed: StudyResult) -> None:
         last = group.last
         half = 0.0 if last.high is None else scale * (last.high - last.mean)
         style = {k: v for k, v in line_style(number).items() if k != "linestyle"}
-        panel.errorbar(group.num_images, scale * last.mean, half, capsize=2, **style)
+        beside = _BESIDE ** sum(g.num_images == group.num_images for g in analysed.groups[:number])
+        panel.errorbar(group.num_images * beside, scale * last.mean, half, capsize=2, **style)
     _finish(panel, "distinct images", analysed.metric)
 
 
