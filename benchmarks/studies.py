@@ -1,7 +1,7 @@
 """The studies behind docs/reproduction.md: run what is left of them, and store what they found.
 
     pip install -e ".[plots]"
-    python benchmarks/studies.py --preset cpu                # about three hours on 2 cores
+    python benchmarks/studies.py --preset cpu                # about 3.5 hours on 2 cores
     python benchmarks/studies.py --preset gpu --minutes 8    # again, until it ends with 0
     python benchmarks/studies.py --preset cpu --only num_views
 
