@@ -7,6 +7,7 @@ from ssl_views.cli.study_tables import points, study_tables
 from ssl_views.sweep.analysis import analyse
 from ssl_views.sweep.comparing import difference, times_faster
 from ssl_views.sweep.curves import EPOCHS, SECONDS, Curves, align, group_results
+from ssl_views.sweep.pictures import draw_study
 from ssl_views.sweep.results import RunResult
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -43,16 +44,27 @@ SETTINGS = {
 }
 
 
-def study(result, **reference):
-    """Return the tables of one study, with its own or another reference."""
-    analysed = analyse(
-        [RunResult(**run) for run in result["results"]],
+def _analysed(result, reference):
+    """Return the runs of a stored study, and what they say."""
+    runs = [RunResult(**run) for run in result["results"]]
+    return runs, analyse(
+        runs,
         metric=result["metric"],
         reference=reference or result["reference"],
         targets=result["targets"],
         every_point_counts=result["every_point_counts"],
     )
+
+
+def study(result, **reference):
+    """Return the tables of one study, with its own or another reference."""
+    _, analysed = _analysed(result, reference)
     return [*study_tables(analysed), "", _footnote(result)]
+
+
+def picture(result):
+    """Return the picture of one study, as a PNG file."""
+    return draw_study(*_analysed(result, None))
 
 
 def views_against_two(result):

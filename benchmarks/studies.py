@@ -4,10 +4,11 @@
     python benchmarks/studies.py --preset cpu                # about 3.5 hours on 2 cores
     python benchmarks/studies.py --preset gpu --minutes 8    # again, until it ends with 0
     python benchmarks/studies.py --preset cpu --only num_views
+    python benchmarks/studies.py --preset cpu --draw         # no runs: pictures of stored results
 
 Each study is `ssl-views sweep examples/studies/NAME_PRESET.yaml`, which goes on where it was
 stopped or killed. Its results are copied to benchmarks/results/study_NAME_PRESET.json, with the
-machine and what raw pixels reach, and its picture to docs/images. Exits with 75 while runs are
+machine and what raw pixels reach, and drawn to docs/images. Exits with 75 while runs are
 left, then with 1 if some have failed. Nothing else should run meanwhile.
 """
 
@@ -19,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from environment import environment
+from reproduction_tables import picture
 
 from ssl_views import ViewRecipe, knn_accuracy
 from ssl_views.cli import main
@@ -87,10 +89,15 @@ def store(name, args, folder, seconds):
     aside = path.with_suffix(".partial")
     aside.write_text(json.dumps(result, indent=1) + "\n")
     aside.replace(path)
-    picture = folder / "study.png"
-    if picture.exists() and args.results_dir == ROOT / "benchmarks" / "results":
-        (ROOT / "docs" / "images" / f"study_{name}.png").write_bytes(picture.read_bytes())
+    draw(name, args)
     print(f"{name}: {len(found)} of {len(study.runs)} runs stored", flush=True)
+
+
+def draw(name, args):
+    """Draw what is stored of a study."""
+    result = json.loads((args.results_dir / f"study_{name}.json").read_text())
+    if any(run["status"] == "finished" for run in result["results"]):
+        (args.images_dir / f"study_{name}.png").write_bytes(picture(result))
 
 
 def baseline(flags):
@@ -122,11 +129,17 @@ def parse(words=None):
     parser.add_argument("--minutes", type=float, help="stop after so long; call it again to go on")
     parser.add_argument("--work_dir", type=Path, default=ROOT / "runs" / "studies")
     parser.add_argument("--results_dir", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--images_dir", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--draw", action="store_true", help="draw what is stored; run nothing")
     return parser.parse_args(words)
 
 
 def run_all(args):
-    """Run the studies one after the other; return the exit code."""
+    """Run the studies one after the other, or draw them; return the exit code."""
+    if args.draw:
+        for name in args.only:
+            draw(f"{name}_{args.preset}", args)
+        return 0
     begun, codes = time.monotonic(), []
     for name in args.only:
         left = None if args.minutes is None else 60 * args.minutes - (time.monotonic() - begun)

@@ -155,10 +155,19 @@ def test_a_stored_study_becomes_a_table(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "baseline", lambda flags: 0.35)
     monkeypatch.setattr(studies, "results_of", lambda study, folder: runs_of(study)[:4])
     args = SimpleNamespace(
-        dataset="digits", dataset_name="the data", jobs=2, results_dir=tmp_path, work_dir=tmp_path
-    )
+        dataset="digits", dataset_name="the data", jobs=2, results_dir=tmp_path,
+        images_dir=tmp_path / "images",
+    )  # fmt: skip
+    args.images_dir.mkdir()
     for _ in range(2):  # what it took is added up
         studies.store("num_views_cpu", args, tmp_path, seconds=60.0)
+    drawn = args.images_dir / "study_num_views_cpu.png"
+    first = drawn.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    drawn.unlink()
+    words = ["--draw", "--only", "num_views", "--results_dir", str(tmp_path)]
+    assert studies.run_all(studies.parse([*words, "--images_dir", str(args.images_dir)])) == 0
+    assert drawn.read_bytes() == first
     stored = json.loads((tmp_path / "study_num_views_cpu.json").read_text())
     assert stored["seconds"] == 120
     assert len(stored["keys"]) == len(study.runs) == 12

@@ -1,5 +1,6 @@
 """A study in one picture: the metric against time, epochs and images. Needs matplotlib."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from ssl_views.sweep.curves import (
 from ssl_views.sweep.results import RunResult
 
 _PANEL_HEIGHT, _LINE_HEIGHT = 2.4, 0.17  # inches
-_FONT = 8  # points
+_FONT, _NAME_WIDTH = 8, 72  # points, characters
 _BESIDE = 1.04  # of a number of images
 _MINUTE = 60
 _AXES = {
@@ -49,7 +50,11 @@ def draw_study(results: Sequence[RunResult], analysed: StudyResult) -> bytes:
     by_images = len({group.num_images for group in analysed.groups}) > 1
     axes = [axis for axis in _AXES if by_images or axis != IMAGES]
     num_panels = len(axes) + by_images
-    figure = new_figure(_PANEL_HEIGHT * num_panels + _LINE_HEIGHT * (len(curves) + 1))
+    best = {group.name for group in analysed.groups if group.on_frontier}
+    names = [g.name + (" \N{BLACK STAR}" if g.name in best else "") for g in curves]
+    labels = [textwrap.fill(name, _NAME_WIDTH, break_on_hyphens=False) for name in names]
+    num_lines = sum(1 + label.count("\n") for label in labels)
+    figure = new_figure(_PANEL_HEIGHT * num_panels + _LINE_HEIGHT * (num_lines + 1))
     panels = figure.subplots(num_panels, squeeze=False)[:, 0]
     for panel, axis in zip(panels, axes, strict=False):
         title, unit = _AXES[axis]
@@ -60,8 +65,6 @@ def draw_study(results: Sequence[RunResult], analysed: StudyResult) -> bytes:
     if by_images:
         _draw_by_images(panels[-1], analysed)
     handles = [Line2D([], [], **line_style(number)) for number in range(len(curves))]
-    best = {group.name for group in analysed.groups if group.on_frontier}
-    labels = [g.name + (" \N{BLACK STAR}" if g.name in best else "") for g in curves]
     legend = figure.legend(
         handles, labels, loc="outside upper left", fontsize=_FONT, frameon=False, handlelength=3.5
     )
