@@ -7,7 +7,6 @@ import pkgutil
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -152,28 +151,25 @@ def test_the_lower_floors_need_torch_only():
                 assert not name.startswith(("transformers", "timm", "datasets")), (module, name)
 
 
-def after_import(code, statement="import ssl_views"):
-    script = f"import sys, warnings\nwarnings.simplefilter('error')\n{statement}\n{code}"
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    return result.stdout.strip()
+IMPORTS = """
+import sys, warnings
+warnings.simplefilter("error")
 
+def heavy():
+    names = ("datasets", "sklearn", "matplotlib", "transformers.trainer")
+    print([name for name in names if name in sys.modules])
 
-NAMES = ("datasets", "sklearn", "matplotlib", "transformers.trainer")
-HEAVY = f"print([m for m in {NAMES} if m in sys.modules])"
+import timm; from transformers import AutoModel, PreTrainedModel; heavy()
+import ssl_views; heavy()
+ssl_views.SSLViewsTrainer; heavy()
+"""
 
 
 def test_importing_is_light():
-    statements = (
-        "import timm; from transformers import AutoModel, PreTrainedModel",
-        "import ssl_views",
-        "import ssl_views; ssl_views.SSLViewsTrainer",
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True
     )
-    with ThreadPoolExecutor() as threads:
-        base, ours, trainer = threads.map(
-            lambda statement: after_import(HEAVY, statement), statements
-        )
+    base, ours, trainer = result.stdout.strip().split("\n")
     assert ours == base
     assert "datasets" in trainer
 

@@ -237,6 +237,7 @@ def mutants(rank, world_size):
     return results
 
 
+@pytest.mark.slow
 def test_the_comparison_catches_every_known_mistake(tmp_path):
     torch.manual_seed(2)
     linear_model = nn.Sequential(nn.Linear(5, 6, dtype=torch.float64))

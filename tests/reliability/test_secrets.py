@@ -135,6 +135,7 @@ def place(tmp_path_factory, images):
     return place
 
 
+@pytest.mark.slow
 class TestTokens:
     def test_no_file_of_a_run_holds_one(self, place):
         files = [path for path in place.rglob("*") if path.is_file()]
@@ -176,6 +177,7 @@ class TestTokens:
         assert len(hits(tmp_path)) == 1
 
 
+@pytest.mark.slow
 class TestPickles:
     def test_none_in_what_is_published(self, place):
         assert pickles(place / "encoder") == set()
@@ -243,6 +245,7 @@ def attempt(*words):
         return error
 
 
+@pytest.mark.slow
 class TestHostileFiles:
     @pytest.mark.parametrize("plain", [False, True], ids=["torch", "pickle"])
     def test_the_file_does_run_code_where_it_is_trusted(self, tmp_path, plain):
