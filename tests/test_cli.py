@@ -161,7 +161,8 @@ def test_a_recipe_brings_its_number_of_views(capsys, tmp_path):
         assert f"{count} views per image" in out
 
 
-@pytest.mark.parametrize("cache", ["memory", pytest.param("folder", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["memory", "folder"])
 def test_a_cache_changes_no_weight(capsys, trained_run, tmp_path, cache):
     place = tmp_path / "cache" if cache == "folder" else cache
     for name in ("first", "again") if cache == "folder" else ("first",):
@@ -368,6 +369,7 @@ def test_an_encoder_folder_is_not_a_run(capsys, trained_run, tmp_path):
     assert "holds no config.json of a run" in err
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed(capsys, tmp_path):
     words = [
         "pretrain",

@@ -114,6 +114,7 @@ def test_features_are_kept_in_the_run(capsys, untrained, data, monkeypatch):
     assert not (untrained / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_averaged_features_have_files_of_their_own(capsys, untrained, data):
     words = (untrained, "--dataset", data, "--feature_cache", "none", "--precision", "bfloat16")
     assert run(capsys, *words, "--report", "false")[0] == 0
@@ -129,6 +130,7 @@ def test_averaged_features_have_files_of_their_own(capsys, untrained, data):
     assert not (untrained / "features").exists()
 
 
+@pytest.mark.slow
 def test_a_trained_run_has_pictures_of_its_training(capsys, data, tmp_path):
     words = ["--dataset", data, "--output_dir", tmp_path / "run", "--backbone", "test_resnet"]
     words += ["--num_views", 2, "--per_device_train_batch_size", 50, "--num_train_epochs", 4]

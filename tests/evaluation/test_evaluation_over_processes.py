@@ -78,7 +78,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("several", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("several", [2, 4])
 @pytest.mark.usefixtures("one_thread")
 def test_processes_change_no_metric(tmp_path, several):
     expected, metrics, few = measure(0, 1, tmp_path / "alone")

@@ -118,6 +118,7 @@ def decisive(found):
     return chosen
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_a_save_resumes_to_the_bit(tmp_path, whole):
     run = Run(tmp_path / "run")
     found = of_steps(operations(run)[0], (9,))
@@ -164,6 +165,7 @@ def could_not_be_written(run):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_the_next_start_resumes(tmp_path, whole):
     run = Run(tmp_path / "run")
     found = decisive(of_steps(operations(run)[0], (9,)))[:4]

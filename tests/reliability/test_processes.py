@@ -203,6 +203,7 @@ def test_several_gpus_in_one_process_are_refused(args):
         check_processes(args)
 
 
+@pytest.mark.slow
 def test_the_other_process_of_one_that_is_killed_ends_too(tmp_path):
     run = Run(tmp_path / "run", processes=2, args={"ddp_timeout": 60})
     outcome = launch(run, Fault("kill", rank=0, step=5, moment="forward"))

@@ -412,6 +412,7 @@ def test_a_terminated_run_saves_and_resumes_to_the_bit(tmp_path, step, moment, s
     assert_ends_like(whole, first, launch(run), start=first.steps_done)
 
 
+@pytest.mark.slow
 def test_one_process_told_ends_both_at_the_same_step(tmp_path):
     run = Run(tmp_path / "run", processes=2, args={"save_strategy": "no"})
     whole = finish(run.but(output=tmp_path / "whole"))
