@@ -279,7 +279,6 @@ TINY = {
         "before_and_after": False, "probe_images": 200, "probe_test": True, "eval_images": 64,
         "save_strategy": "steps", "save_steps": 1, "fraction": 0.3,
     },
-    "evaluate": {"report": False, "feature_cache": "none"},
     "reference": {"num_views": 4},
     "grid": {"num_views": [2, 4], "seed": [0]},
 }  # fmt: skip
@@ -287,16 +286,15 @@ TINY = {
 
 @pytest.mark.slow
 class TestCommand:
-    def sweep(self, tmp_path, *words):
-        study = write_study(tmp_path / "tiny.yaml", **TINY)
+    def sweep(self, tmp_path, *words, **more):
+        study = write_study(tmp_path / "tiny.yaml", **TINY, **more)
         return [sys.executable, "-m", "ssl_views", "sweep", str(study), *words]
 
     def test_ends_with_tables_and_a_picture(self, tmp_path):
         out = tmp_path / "out"
-        words = ["--output_dir", str(out)]
-        found = subprocess.run(
-            self.sweep(tmp_path, *words), capture_output=True, text=True, timeout=300, check=False
-        )
+        evaluate = {"report": False, "feature_cache": "none"}
+        words = self.sweep(tmp_path, "--output_dir", str(out), evaluate=evaluate)
+        found = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
         assert found.returncode == 0, found.stdout + found.stderr
         assert "2/2 num_views=" in found.stdout
         assert "| num_views 4 (reference) | 1 " in found.stdout
