@@ -63,6 +63,7 @@ def speedrun(result):
     where = machine["gpu"] or f"an {machine['processor']}, threads: {result['threads']}"
     versions = ", ".join(f"{p} {result['versions'][p]}" for p in ("torch", "timm"))
     speed = setting["speed"]
+    counts = [str(schedule["num_evaluations"]) for schedule in setting["schedules"].values()]
     prepared = next((arms[name] for name in ("short", "long") if name in arms), None)
     apart = (
         f"Seconds from JPEG have reading ({_seconds(prepared['read_seconds'])}), decoding "
@@ -79,7 +80,7 @@ def speedrun(result):
         f"{result['dataset']}, {result['num_train']:,} images, {schedule['num_views']} views, "
         f"batches of {schedule['batch_size']}; accuracy by the linear probe on one clean view of "
         f"{result['num_test']:,} test images, at the first of "
-        f"{' or '.join(str(s['num_evaluations']) for s in setting['schedules'].values())} "
+        f"{' or '.join(dict.fromkeys(counts))} "
         f"evaluations that reaches the target. {apart}Speeds are medians of {speed['windows']} "
         f"windows of {speed['steps']} steps, and have no compiling. {_busy(arms)}One seed; "
         f"{where}; {versions}.",
