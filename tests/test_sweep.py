@@ -347,7 +347,7 @@ class TestCommand:
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(15)
             process.stdin.close()
-            assert process.wait(30) == -signal.SIGTERM
+            assert process.wait(120) == -signal.SIGTERM
 
     def test_failed_runs_are_an_exit_code(self, tmp_path, capsys):
         wrong = {"num_views": [2], "seed": [0], "split": ["nowhere"]}
