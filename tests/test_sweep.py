@@ -20,14 +20,12 @@ from ssl_views.sweep.runner import Sweep, SweepError
 ROOM = Room(jobs=2, threads=1)
 
 CHILD = """
-import json, os, signal, sys, threading, time
+import fcntl, json, os, signal, sys, threading, time
 from pathlib import Path
 import yaml
 
 folder = Path(sys.argv[1])
 flags = yaml.safe_load((folder / "pretrain.yaml").read_text())
-stopped = []
-signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
 
 def end_with_parent():
     while os.read(0, 1):
@@ -35,6 +33,10 @@ def end_with_parent():
     os.kill(os.getpid(), signal.SIGTERM)
 
 threading.Thread(target=end_with_parent, daemon=True).start()
+lock = (folder / ".lock").open("a")
+fcntl.flock(lock, fcntl.LOCK_EX)  # a killed sweep may have left a process here
+stopped = []
+signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
 (folder / "starts.txt").open("a").write("start\\n")
 behaviour = flags.get("behaviour", "good")
 if behaviour == "wrong" or behaviour == "no disk" and not (folder.parents[2] / "disk").exists():
@@ -100,12 +102,12 @@ class TestSweep:
         assert len(list((tmp_path / "out").glob("runs/*/starts.txt"))) == 2
 
     def test_a_run_in_flight_is_found_again_by_its_key(self, tmp_path, child):
-        narrow = make_study(tmp_path, {"seed": [0]}, projector_dim=8, seconds=0.2)
-        Sweep(narrow, tmp_path / "out", child, room=ROOM, max_seconds=1.0).run()
+        narrow = make_study(tmp_path, {"seed": [0]}, projector_dim=8, seconds=0.3)
+        Sweep(narrow, tmp_path / "out", child, room=ROOM, max_seconds=2.0).run()
         (counted,) = (tmp_path / "out").glob("runs/*/count.txt")
         assert 0 < int(counted.read_text()) < 10
         grid = {"projector_dim": [8], "seed": [0]}
-        wider = make_study(tmp_path, grid, seconds=0.2)
+        wider = make_study(tmp_path, grid, seconds=0.3)
         assert wider.runs[0].name != narrow.runs[0].name
         Sweep(wider, tmp_path / "out", child, room=ROOM).run()
         (steps,) = (tmp_path / "out").glob("runs/*/all.txt")
@@ -168,8 +170,8 @@ class TestSweep:
         assert again.num_left == 1
 
     def test_stops_when_its_time_is_over_and_goes_on(self, tmp_path, child):
-        study = make_study(tmp_path, seconds=0.15)
-        sweep = Sweep(study, tmp_path / "out", child, room=ROOM, max_seconds=1.0)
+        study = make_study(tmp_path, seconds=0.3)
+        sweep = Sweep(study, tmp_path / "out", child, room=ROOM, max_seconds=2.0)
         assert sweep.run() == []
         assert sweep.num_left == 4
         counts = list((tmp_path / "out").glob("runs/*/count.txt"))
