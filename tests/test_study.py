@@ -51,11 +51,14 @@ class TestStudy:
         assert keys() == keys()
         assert not set(keys()) & set(keys(learning_rate=0.1))
         assert not set(keys(dataset="/a/photos")) & set(keys(dataset="/b/photos"))
-        places = [str(tmp_path), "user/name"]
+
+    def test_a_run_is_the_same_wherever_its_images_are(self, tmp_path):
+        places = [str(tmp_path / "here"), "user/name"]
+        away = make_study(tmp_path, dataset=places).runs[0]
+        (tmp_path / "here").mkdir()
         here = make_study(tmp_path, dataset=places).runs[0]
-        (tmp_path / "b").mkdir()
-        assert here.key == make_study(tmp_path, dataset=places).runs[0].key
-        assert here.flags["dataset"] == str(tmp_path)
+        assert [run.flags["dataset"] for run in (away, here)] == ["user/name", places[0]]
+        assert here.key == away.key
 
     def test_takes_the_first_place_of_images_that_exists(self, tmp_path):
         (tmp_path / "here").mkdir()

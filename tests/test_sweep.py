@@ -48,6 +48,7 @@ if behaviour == "broken once" and len((folder / "starts.txt").read_text().split(
 count = folder / "count.txt"
 for step in range(int(count.read_text()) if count.exists() else 0, 10):
     if stopped:
+        (folder / "stopped.txt").touch()  # the checkpoint
         sys.exit(75)
     time.sleep(float(flags.get("seconds", 0)))
     count.write_text(str(step + 1))
@@ -176,6 +177,7 @@ class TestSweep:
         assert sweep.num_left == 4
         counts = list((tmp_path / "out").glob("runs/*/count.txt"))
         assert len(counts) == 2
+        assert all((count.parent / "stopped.txt").exists() for count in counts)
         results = Sweep(study, tmp_path / "out", child, room=ROOM).run()
         assert len(results) == 4
         for steps in (tmp_path / "out").glob("runs/*/all.txt"):
