@@ -116,7 +116,7 @@ class TestSweep:
 
     def test_runs_without_the_metric_have_failed(self, tmp_path, child):
         study = replace(make_study(tmp_path), metric="knnn")
-        with pytest.raises(SweepError, match=r"'knnn'.* Did you mean.*knn"):
+        with pytest.raises(SweepError, match=r"'knnn'.* Did you mean.*It has knn: set"):
             Sweep(study, tmp_path / "out", child, room=ROOM).run()
 
     def test_failures_are_recorded_and_not_repeated_forever(self, tmp_path, child):

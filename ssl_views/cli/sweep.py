@@ -147,9 +147,7 @@ def summary_of(study: Study, result: StudyResult | None = None) -> Mapping[str, 
 
 def _say_progress(progress: Progress) -> None:
     result = progress.result
-    left = (
-        "" if progress.seconds_left is None else f", about {duration(progress.seconds_left)} left"
-    )
+    left = f", about {duration(progress.seconds_left)} left" if progress.seconds_left else ""
     if result.finished:
         ended = duration(result.seconds)
     else:

@@ -120,7 +120,12 @@ def collect(folder: Path, metric: str, **known: Any) -> RunResult:
     logged = [name.removeprefix("eval_") for name in history.names if name.startswith("eval_")]
     lacking = (
         f"runs are compared by {metric!r}, which this one has not evaluated during training."
-        f"{did_you_mean(metric, logged)} It has {', '.join(logged) or 'nothing: set eval_steps'}."
+        f"{did_you_mean(metric, logged)} "
+        + (
+            f"It has {', '.join(logged)}: set the study's metric to one of them. kNN needs labels."
+            if logged
+            else "It has nothing: set eval_steps."
+        )
     )
     return RunResult(
         **known,
