@@ -199,9 +199,9 @@ class TestSweep:
         process = subprocess.Popen([sys.executable, "-c", program])
         counts = wait_for(lambda: list((tmp_path / "out").glob("runs/*/count.txt")))
         process.send_signal(number)
-        process.wait(120)
+        process.wait(30)
         running = tmp_path / "out" / "runs"
-        wait_for(lambda: not alive(running))  # children end with their parent
+        wait_for(lambda: not alive(running), 30)  # children end with their parent
         before = sum(int(path.read_text()) for path in counts)
         assert before >= 1
         results = Sweep(study, tmp_path / "out", child, room=ROOM).run()
@@ -351,7 +351,7 @@ class TestCommand:
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(15)
             process.stdin.close()
-            assert process.wait(120) == -signal.SIGTERM
+            assert process.wait(30) == -signal.SIGTERM
 
     def test_failed_runs_are_an_exit_code(self, tmp_path, capsys):
         wrong = {"num_views": [2], "seed": [0], "split": ["nowhere"]}
